@@ -1,0 +1,185 @@
+"""Accuracy against scores and counts computed here with NumPy."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tests import models
+from toolkit.artifact import Signature, TensorSpec
+from toolkit.dataset import Dataset
+from toolkit.errors import ConfigError, InputRejected, StageFailed, StageOutOfMemory
+from toolkit.job import Job
+from toolkit.measure import accuracy
+from toolkit.measure.memory import memory_cap
+from toolkit.measure.statistics import paired_difference_interval, proportion_interval
+
+N = 101
+
+
+class Recorded:
+    """A session that computes with NumPy and remembers the batch sizes it was given."""
+
+    def __init__(self, compute, batch, dtype="float32"):
+        self.signature = Signature(
+            inputs=(TensorSpec(name="x", dtype=dtype, shape=(batch, 4)),), outputs=(TensorSpec(name="logits", dtype="float32", shape=(batch, 3)),)
+        )
+        self.compute, self.seen = compute, []
+
+    def run(self, inputs):
+        assert inputs["x"].dtype.name == self.signature.inputs[0].dtype
+        self.seen.append(len(inputs["x"]))
+        return {"logits": self.compute(inputs["x"])}
+
+
+def job(folder, model, data, **extra):
+    inputs = {"model": model, "data": data, **{name: path for name, path in extra.items() if name == "reference"}}
+    options = {"runtime": "onnxruntime", "threads": 1, "memory_bytes": None, "task": "image-classification", "classes": 3}
+    options.update({name: value for name, value in extra.items() if name != "reference"})
+    folder.mkdir(exist_ok=True)
+    return Job(inputs, options, folder)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Samples whose labels are right for the tiny model, but for every fifth."""
+    x = models.samples(N)
+    label = models.reference(x).argmax(axis=1)
+    label[::5] = (label[::5] + 1) % 3
+    Dataset({"x": x}, label).write(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_run_counts_right_answers_and_writes_the_scores(tmp_path, data):
+    pytest.importorskip("onnxruntime")
+    facts = accuracy.run(job(tmp_path / "out", models.tiny_onnx(tmp_path / "m.onnx"), data))
+    right = N - len(range(0, N, 5))
+    low, high = proportion_interval(right, N)
+    assert facts["metric"] == {"name": "top1_accuracy", "value": right / N, "low": low, "high": high, "n": N}
+    assert (facts["change"], facts["agreement"], facts["n"], facts["memory_cap"]) == (None, None, N, "none")
+    scores = np.load(tmp_path / "out" / "scores.npy")
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, models.reference(models.samples(N)), atol=1e-6)
+
+
+def test_run_compares_with_the_reference_sample_by_sample(tmp_path, data):
+    pytest.importorskip("onnxruntime")
+    other = models.WEIGHTS + np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
+    reference = tmp_path / "reference"
+    accuracy.run(job(reference, models.tiny_onnx(tmp_path / "a.onnx"), data))
+    facts = accuracy.run(job(tmp_path / "out", models.tiny_onnx(tmp_path / "b.onnx", weights=other), data, reference=reference))
+    label = np.load(data / "label.npy")
+    before = models.reference(models.samples(N)).argmax(axis=1)
+    now = np.tanh(models.samples(N) @ other + models.BIAS).argmax(axis=1)
+    table = [sum((before == label) == old and (now == label) == new for before, now, label in zip(before, now, label, strict=True)) for old, new in
+             ((True, True), (True, False), (False, True), (False, False))]  # fmt: skip
+    value, low, high = paired_difference_interval(*table)
+    assert min(table[1:3]) > 0, "the example must have losses and gains"
+    assert facts["change"] == {"value": value, "low": low, "high": high, "n": N, "lost": table[1], "gained": table[2]}
+    assert facts["agreement"] == pytest.approx(np.mean(before == now))
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, {1}), (4, {4}), ("n", {32})])
+def test_predict_feeds_the_models_own_batch_size_and_drops_the_padding(batch, sizes):
+    session = Recorded(models.reference, batch)
+    x = models.samples(N)
+    np.testing.assert_array_equal(accuracy.predict(session, Dataset({"x": x})), models.reference(x))
+    assert set(session.seen) == sizes
+
+
+def test_predict_streams_blocks_of_any_number(monkeypatch):
+    monkeypatch.setattr("toolkit.measure.feed.BLOCK_ROWS", 10)
+    x, progress = models.samples(N), []
+    scores = accuracy.predict(Recorded(models.reference, 4), Dataset({"x": x}), lambda done, total: progress.append((done, total)))
+    np.testing.assert_array_equal(scores, models.reference(x))
+    assert progress[0] == (8, N) and progress[-1] == (N, N)
+
+
+def test_predict_narrows_integers_that_keep_their_value():
+    tokens = np.arange(12, dtype=np.int64).reshape(3, 4)
+    session = Recorded(lambda x: x[:, :3] * 2, 1, "int32")
+    np.testing.assert_array_equal(accuracy.predict(session, Dataset({"x": tokens})), tokens[:, :3] * 2)
+    with pytest.raises(InputRejected):
+        accuracy.predict(session, Dataset({"x": tokens + 2**40}))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [({"y": models.samples(3)}, "'y'"), ({"x": models.samples(3).astype(np.float64)}, "float64"), ({"x": np.zeros((3, 5), np.float32)}, "5")],
+)
+def test_predict_refuses_columns_that_do_not_fit(columns, words):
+    with pytest.raises(InputRejected, match=words):
+        accuracy.predict(Recorded(models.reference, 1), Dataset(columns))
+
+
+def test_predict_names_the_sample_whose_score_is_not_a_number():
+    x = models.samples(N)
+    x[37, 0] = 100
+
+    def compute(batch):
+        return np.where(batch[:, :1] == 100, np.nan, models.reference(batch))
+
+    with pytest.raises(StageFailed, match=r"sample 37$"):
+        accuracy.predict(Recorded(compute, 4), Dataset({"x": x}))
+
+
+def test_predict_refuses_an_output_that_is_not_scores():
+    with pytest.raises(InputRejected, match="expected \\[1 x classes\\]"):
+        accuracy.predict(Recorded(lambda x: x.reshape(1, 2, 2), 1), Dataset({"x": models.samples(3)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"classes": 2}, InputRejected, "gives 3 scores per sample, expected 2"),
+        ({"classes": 4}, InputRejected, "gives 3 scores per sample, expected 4"),
+        ({"task": "dancing"}, ConfigError, "dancing"),
+    ],
+)
+def test_run_refuses_wrong_options(tmp_path, data, change, error, words):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(error, match=words):
+        accuracy.run(job(tmp_path / "out", models.tiny_onnx(tmp_path / "m.onnx"), data, **change))
+
+
+def test_run_refuses_labels_that_the_model_has_no_score_for(tmp_path, data):
+    pytest.importorskip("onnxruntime")
+    label = np.load(data / "label.npy")
+    label[17] = 3
+    np.save(data / "label.npy", label)
+    with pytest.raises(InputRejected, match="label 3 of sample 17 is beyond the 3 classes"):
+        accuracy.run(job(tmp_path / "out", models.tiny_onnx(tmp_path / "m.onnx"), data, classes=None))
+
+
+def test_run_refuses_data_without_labels_and_another_reference(tmp_path, data):
+    pytest.importorskip("onnxruntime")
+    model = models.tiny_onnx(tmp_path / "m.onnx")
+    Dataset({"x": models.samples(3)}).write(tmp_path / "bare")
+    with pytest.raises(InputRejected, match="no column 'label'"):
+        accuracy.run(job(tmp_path / "out", model, tmp_path / "bare"))
+    np.save(data.parent / "scores.npy", np.zeros((5, 3), np.float32))
+    with pytest.raises(InputRejected, match=r"\[5, 3\], expected \[101, 3\]"):
+        accuracy.run(job(tmp_path / "out", model, data, reference=data.parent))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA is enforced on Linux only")
+def test_memory_cap_stops_an_allocation_and_is_lifted_afterwards():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(StageOutOfMemory, match="50,000,000"), memory_cap(50_000_000) as state:
+        assert state == "enforced"
+        np.ones(30_000_000, np.uint8)
+        np.ones(80_000_000, np.uint8)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert len(np.ones(80_000_000, np.uint8)) == 80_000_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA is enforced on Linux only")
+@pytest.mark.parametrize(("runtime", "build"), [("onnxruntime", models.wide_onnx), ("litert", models.wide_tflite)])
+def test_a_model_that_does_not_fit_the_memory_cap_is_out_of_memory(tmp_path, runtime, build):
+    pytest.importorskip({"onnxruntime": "onnxruntime", "litert": "ai_edge_litert"}[runtime])
+    Dataset({"x": np.zeros((2, 1), np.float32)}, np.zeros(2, np.int64)).write(tmp_path / "data")
+    model = build(tmp_path / "wide", 30_000_000)
+    with pytest.raises(StageOutOfMemory, match="memory cap of 40,000,000 bytes"):
+        accuracy.run(job(tmp_path / "out", model, tmp_path / "data", runtime=runtime, memory_bytes=40_000_000, classes=1))

@@ -1,0 +1,181 @@
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from toolkit import plugins  # noqa: E402
+from toolkit.artifact import Signature, TensorSpec  # noqa: E402
+from toolkit.convert import stage  # noqa: E402
+from toolkit.convert.torch_litert import ROUTE as LITERT  # noqa: E402
+from toolkit.convert.torch_onnx import ROUTE as ONNX  # noqa: E402
+from toolkit.errors import ConfigError, InputRejected, StageFailed  # noqa: E402
+from toolkit.job import Job  # noqa: E402
+from toolkit.sources.torch import SOURCE  # noqa: E402
+
+ROUTES = [
+    pytest.param(route, id=route.name, marks=pytest.mark.skipif(bool(plugins.missing_modules(route)), reason="not installed"))
+    for route in (ONNX, LITERT)
+]
+
+
+class Call(torch.nn.Module):
+    """A model that computes what the function says."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.scale = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def forward(self, **named):
+        return self.function(self.scale, **named)
+
+
+def specs(columns):
+    return tuple(TensorSpec(name=name, dtype=str(column.dtype), shape=(1, *column.shape[1:])) for name, column in columns.items())
+
+
+def capture(folder, function, **inputs):
+    """Captures and returns the program, its signature and what NumPy says about the outputs' shapes."""
+    expected = SOURCE.capture(Call(function).eval(), inputs, folder / "model.pt2")
+    return folder / "model.pt2", Signature(inputs=specs(inputs), outputs=specs(expected))
+
+
+def run(path, **inputs):
+    """Runs a converted file with its own runtime, past Edgekit's."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path)).get_signature_runner()
+    return dict(runner(**{name: value.astype(runner.get_input_details()[name]["dtype"]) for name, value in inputs.items()}))
+
+
+X = np.array([[1.0, -4.0]], np.float32)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_names_survive_in_an_order_that_is_not_alphabetic(tmp_path, route):
+    program, signature = capture(tmp_path, lambda scale, zed, alpha: {"y": zed - alpha * scale, "b": zed + alpha}, zed=X, alpha=X + 1)
+    out = tmp_path / f"model.{route.format}"
+    route.convert(program, out, signature)
+    found = run(out, zed=X, alpha=X + 1)
+    np.testing.assert_allclose(found["y"], [[1 - 2 * 2, -4 + 3 * 3]])
+    np.testing.assert_allclose(found["b"], [[3, -7]])
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_one_value_may_have_two_names_and_an_input_may_be_an_output(tmp_path, route):
+    def function(scale, x):
+        y = x * scale
+        return {"first": y, "second": y, "same": x}
+
+    program, signature = capture(tmp_path, function, x=X)
+    out = tmp_path / f"model.{route.format}"
+    route.convert(program, out, signature)
+    found = run(out, x=X)
+    assert {name: value.tolist() for name, value in found.items()} == {"first": [[2, -12]], "second": [[2, -12]], "same": [[1, -4]]}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_integer_inputs(tmp_path, route):
+    ids = np.array([[1, 0, 1]], np.int64)
+    program, signature = capture(tmp_path, lambda scale, ids: {"y": scale[ids]}, ids=ids)
+    out = tmp_path / f"model.{route.format}"
+    route.convert(program, out, signature)
+    np.testing.assert_allclose(run(out, ids=ids)["y"], [[3, 2, 3]])
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_operator_without_counterpart_is_one_line_that_names_it(tmp_path, route):
+    program, signature = capture(tmp_path, lambda scale, x: {"y": torch.special.bessel_j0(x * scale)}, x=X)
+    with pytest.raises(StageFailed, match="bessel_j0") as caught:
+        route.convert(program, tmp_path / "out", signature)
+    assert "\n" not in caught.value.message and len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a program"])
+def test_a_damaged_program_is_refused(tmp_path, route, content):
+    (tmp_path / "model.pt2").write_bytes(content)
+    with pytest.raises(InputRejected):
+        route.convert(tmp_path / "model.pt2", tmp_path / "out", Signature(inputs=specs({"x": X}), outputs=specs({"y": X})))
+
+
+def test_onnx_holds_no_trace_of_where_it_was_made(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    program, signature = capture(tmp_path, lambda scale, x: {"y": torch.relu(x * scale)}, x=X)
+    ONNX.convert(program, tmp_path / "model.onnx", signature)
+    model = onnx.load(str(tmp_path / "model.onnx"))
+    assert (model.producer_name, model.producer_version) == ("pytorch", torch.__version__.partition("+")[0])
+    for message in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+        *model.graph.value_info,
+    ):
+        assert not message.metadata_props and not message.doc_string
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert b".py" not in content and str(tmp_path).encode() not in content and b"toolkit" not in content
+
+
+def test_metadata_inside_control_flow_is_dropped_too():
+    onnx = pytest.importorskip("onnx")
+    from toolkit.convert import torch_onnx
+
+    inner = onnx.helper.make_node("Identity", ["x"], ["y"], doc_string="/home/someone/net.py")
+    branch = onnx.helper.make_graph([inner], "branch", [], [onnx.helper.make_tensor_value_info("y", 1, [1])])
+    outer = onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    graph = onnx.helper.make_graph([outer], "g", [], [onnx.helper.make_tensor_value_info("z", 1, [1])])
+    model = onnx.helper.make_model(graph, producer_version="2.0+cu130")
+    torch_onnx._forget_origin(model)
+    assert b"someone" not in model.SerializeToString() and model.producer_version == "2.0"
+
+
+def test_onnx_names_that_do_not_fit_the_signature_are_an_error():
+    onnx = pytest.importorskip("onnx")
+    from toolkit.convert import torch_onnx
+
+    values = [onnx.helper.make_tensor_value_info(name, 1, [1, 2]) for name in ("x", "linear")]
+    model = onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["linear"])], "g", values[:1], values[1:]))
+    with pytest.raises(StageFailed, match=r"outputs \['linear'\], expected \['y'\]"):
+        torch_onnx._check(model, Signature(inputs=specs({"x": X}), outputs=specs({"y": X})))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_another_process_writes_the_same_bytes(tmp_path, route):
+    program, signature = capture(
+        tmp_path, lambda scale, x, w: {"y": torch.relu(x * scale) @ w.transpose(1, 2)}, x=X[None], w=np.ones((1, 5, 2), np.float32)
+    )
+    options = {"route": route.name, "signature": signature.model_dump(mode="json")}
+    facts = stage.run(Job({"program": program}, options, tmp_path))
+    script = textwrap.dedent(
+        """
+        import json, sys
+        from pathlib import Path
+        from toolkit.convert import stage
+        from toolkit.job import Job
+        out = Path(sys.argv[2])
+        out.mkdir()
+        stage.run(Job({"program": Path(sys.argv[1])}, json.loads(sys.argv[3]), out))
+        """
+    )
+    subprocess.run([sys.executable, "-c", script, str(program), str(tmp_path / "again"), json.dumps(options)], check=True, capture_output=True)
+    name = f"model.{route.format}"
+    assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert facts == {"made_by": route.name, "versions": {name: plugins.distribution_version(name) for name in route.distributions}}
+
+
+def test_stage_names_an_unknown_route(tmp_path):
+    with pytest.raises(ConfigError, match="unknown route 'nowhere'"):
+        stage.run(Job({"program": tmp_path}, {"route": "nowhere", "signature": {"inputs": [], "outputs": []}}, tmp_path))

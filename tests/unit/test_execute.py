@@ -1,0 +1,166 @@
+"""Keys, caching, order, isolation: the pipeline's promises, on stages that do almost nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit import errors
+from toolkit.pipeline.execute import execute
+from toolkit.pipeline.steps import Check, Fact, Need, Step
+from toolkit.store import Store
+
+
+def step(id: str, stage: str = "echo", **fields) -> Step:
+    return Step(id, f"tests.stages:{stage}", 1, **fields)
+
+
+class Recorder:
+    """Keeps what the pipeline said, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+
+    def planned(self, steps):
+        self.said += [("planned", name) for name in steps]
+
+    def started(self, name):
+        self.said.append(("started", name))
+
+    def progressed(self, name, done, total, note):
+        self.said.append(("progressed", name))
+
+    def finished(self, record):
+        self.said.append((record.status, record.step))
+
+
+def statuses(results) -> dict[str, str]:
+    return {id: result.record.status for id, result in results.items()}
+
+
+def test_a_chain_runs_in_order_and_then_comes_from_the_store(tmp_path):
+    chain = [
+        step("a", options={"append": "A"}),
+        step("b", options={"append": "B"}, needs={"text": Need("a", "text.txt")}),
+        step("c", needs={"text": Need("b", "text.txt")}, derived={"append": Fact("a", "length")}),
+    ]
+    store = Store(tmp_path)
+    first = execute(chain, store)
+    assert statuses(first) == {"a": "done", "b": "done", "c": "done"}
+    assert (first["c"].folder / "text.txt").read_text() == "AB0"
+    recorder = Recorder()
+    second = execute(chain, store, listener=recorder)
+    assert statuses(second) == {"a": "cached", "b": "cached", "c": "cached"}
+    assert [result.record.key for result in first.values()] == [result.record.key for result in second.values()]
+    assert not any(what == "started" for what, _ in recorder.said)
+    assert second["c"].facts == first["c"].facts
+
+
+def test_every_part_of_a_step_decides_its_key(tmp_path):
+    file = tmp_path / "input.txt"
+    file.write_text("one")
+    plugin = SimpleNamespace(name="p", version=1, modules=(), distributions=("numpy",), extra="")
+    base = step("a", options={"append": "A"}, files={"text": file}, plugins=(plugin,))
+    store = Store(tmp_path / "store")
+
+    def key(variant: Step) -> str:
+        return execute([variant], store)["a"].record.key
+
+    original = key(base)
+    assert key(base) == original
+    changed = [
+        key(replace(base, version=2)),
+        key(replace(base, options={"append": "B"})),
+        key(replace(base, stage="tests.stages:note_times")),
+        key(replace(base, plugins=(SimpleNamespace(**{**vars(plugin), "version": 2}),))),
+        key(replace(base, plugins=(SimpleNamespace(**{**vars(plugin), "distributions": ("scipy",)}),))),
+        key(replace(base, checks=(Check("look", "tests.stages:echo", 1, "text.txt", {}),))),
+    ]
+    file.write_text("two")
+    changed.append(key(base))
+    assert len({original, *changed}) == len(changed) + 1
+
+
+def test_equal_output_of_a_changed_step_is_not_computed_further(tmp_path):
+    """A new version of a stage that writes the same bytes leaves everything after it cached."""
+    counter = tmp_path / "counter"
+    store = Store(tmp_path / "store")
+
+    def chain(version: int) -> list[Step]:
+        after = step("b", "count", options={"counter": str(counter)}, needs={"text": Need("a", "text.txt")})
+        return [replace(step("a", options={"append": "A"}), version=version), after]
+
+    execute(chain(1), store)
+    assert statuses(execute(chain(2), store)) == {"a": "done", "b": "cached"}
+    assert counter.read_text().count("called") == 1
+
+
+def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path):
+    chain = [
+        step("bad", "segfault"),
+        step("after", needs={"x": Need("bad", "text.txt")}),
+        step("far", needs={"x": Need("after", "text.txt")}),
+        step("other", options={"append": "fine"}),
+        step("all", partial=True, needs={"x": Need("bad", "text.txt"), "y": Need("other", "text.txt")}),
+        step("none", partial=True, needs={"x": Need("bad", "text.txt"), "data": Need("other", "text.txt")}),
+    ]
+    store = Store(tmp_path)
+    results = execute(chain, store)
+    assert statuses(results) == {"bad": "failed", "after": "skipped", "far": "skipped", "other": "done", "all": "done", "none": "skipped"}
+    assert isinstance(results["far"].error, errors.StageCrashed)
+    assert (results["all"].folder / "text.txt").read_text() == "fine"
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_a_failed_check_publishes_nothing(tmp_path):
+    checked = step("a", checks=(Check("refuse", "tests.stages:reject", 1, "text.txt", {}),))
+    store = Store(tmp_path)
+    result = execute([checked], store)["a"]
+    assert isinstance(result.error, errors.InputRejected)
+    assert store.get(result.record.key) is None
+    assert statuses(execute([checked], store)) == {"a": "failed"}
+
+
+def test_a_check_sees_the_output_and_its_facts_are_kept(tmp_path):
+    checked = step("a", options={"append": "seen"}, checks=(Check("look", "tests.stages:echo", 1, "text.txt", {}),))
+    facts = execute([checked], Store(tmp_path))["a"].facts
+    assert facts["checks"]["look"]["length"] == len("seen")
+
+
+def test_uncached_steps_run_every_time(tmp_path):
+    counter = tmp_path / "counter"
+    timing = step("t", "count", options={"counter": str(counter)}, cached=False)
+    store = Store(tmp_path / "store")
+    for _ in range(2):
+        assert statuses(execute([timing], store)) == {"t": "done"}
+    assert counter.read_text().count("called") == 2
+
+
+def test_independent_steps_overlap_and_an_exclusive_one_never_does(tmp_path):
+    chain = [
+        step("a", "note_times", options={"n": 1}),
+        step("b", "note_times", options={"n": 2}),
+        step("x", "note_times", exclusive=True, cached=False),
+    ]
+    facts = {id: result.facts for id, result in execute(chain, Store(tmp_path), jobs=2).items()}
+    assert facts["a"]["start"] < facts["b"]["end"]
+    assert facts["b"]["start"] < facts["a"]["end"]
+    assert facts["x"]["start"] >= max(facts["a"]["end"], facts["b"]["end"])
+
+
+def test_a_missing_extra_is_found_before_anything_runs(tmp_path):
+    absent = SimpleNamespace(name="absent", version=1, modules=("no_such_module",), distributions=(), extra="edgekit[absent]")
+    counter = tmp_path / "counter"
+    chain = [step("a", "count", options={"counter": str(counter)}), step("b", plugins=(absent,))]
+    with pytest.raises(errors.MissingExtra) as caught:
+        execute(chain, Store(tmp_path / "store"))
+    assert 'pip install "edgekit[absent]"' in caught.value.hint
+    assert not counter.exists()
+
+
+def test_a_missing_file_fails_its_step_with_its_name(tmp_path):
+    result = execute([step("a", files={"text": tmp_path / "absent.txt"})], Store(tmp_path / "store"))["a"]
+    assert isinstance(result.error, errors.InputRejected)
+    assert "absent.txt" in str(result.error)

@@ -1,0 +1,1 @@
+"""Audit: what is really in a model file."""

@@ -1,0 +1,1 @@
+"""Checks: evidence held against budgets."""

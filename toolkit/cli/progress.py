@@ -1,0 +1,110 @@
+"""Draws a run's progress on standard error: bars on a terminal, one plain line per event elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+from toolkit.evidence import StageRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_COLOURS = {"done": "green", "cached": "cyan", "failed": "red", "skipped": "yellow"}
+
+
+class Progress:
+    """Plain lines: what continuous integration and files get."""
+
+    def __init__(self, console: Console, *, verbose: bool) -> None:
+        """Makes a listener.
+
+        Args:
+            console: Where it writes.
+            verbose: Whether cache keys are shown.
+        """
+        self.console = console
+        self.verbose = verbose
+        self.total = 0
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def planned(self, steps: list[str]) -> None:
+        """Notes how many steps there are."""
+        self.total = len(steps)
+
+    def started(self, step: str) -> None:
+        """Says that a step runs."""
+        self.console.print(f"        {step} ...", markup=False)
+
+    def progressed(self, step: str, done: int, total: int, note: str) -> None:
+        """Says nothing: a log is no place for a moving bar."""
+
+    def finished(self, record: StageRecord) -> None:
+        """Says what became of a step."""
+        with self._lock:
+            self.count += 1
+            line = f"[{self.count:2}/{self.total}] {record.step}: {_outcome(record)}"
+        self.console.print(line, markup=False, style=_COLOURS[record.status])
+        if record.error:
+            self.console.print(f"        {record.error['message']}", markup=False)
+        if self.verbose and record.key:
+            self.console.print(f"        key {record.key}", markup=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class LiveProgress(Progress):
+    """A bar for each running step, and a line above for each finished one."""
+
+    def __init__(self, console: Console, *, verbose: bool) -> None:
+        """Makes a listener; see :class:`Progress`."""
+        super().__init__(console, verbose=verbose)
+        columns = (
+            TextColumn("        {task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        self._bars = RichProgress(*columns, console=console, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def started(self, step: str) -> None:
+        """Opens a bar."""
+        self._tasks[step] = self._bars.add_task(step, total=None, note="")
+
+    def progressed(self, step: str, done: int, total: int, note: str) -> None:
+        """Moves a bar."""
+        if step in self._tasks:
+            self._bars.update(self._tasks[step], completed=done, total=total, note=note)
+
+    def finished(self, record: StageRecord) -> None:
+        """Closes a bar."""
+        task = self._tasks.pop(record.step, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        super().finished(record)
+
+    def __enter__(self) -> LiveProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+
+def make(console: Console, *, verbose: bool) -> Progress:
+    """Chooses by what standard error is."""
+    return LiveProgress(console, verbose=verbose) if console.is_terminal else Progress(console, verbose=verbose)
+
+
+def _outcome(record: StageRecord) -> str:
+    return record.status if record.status in ("cached", "skipped") else f"{record.status} in {record.seconds:.1f} s"

@@ -1,0 +1,31 @@
+"""``edgekit quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit.cli.common import Format, FormatOption, ModelArgument, VerboseOption, emit, progress
+from toolkit.cli.render import artifact_facts
+
+
+def quantize(
+    model: ModelArgument,
+    scheme: Annotated[str, typer.Option("--scheme", "-s", help="Number format: static_wi8_ai8, dynamic_wi8, ...")] = "static_wi8_ai8",
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", "-c", help="Representative samples: .npz, or a folder of .npy.", show_default=False)
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="Calibration recipe, by name or path.")] = "image-classification",
+    samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Calibration samples.", show_default="the recipe's")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default="NAME.SCHEME.FORMAT")] = None,
+    format: FormatOption = Format.text,
+    verbose: VerboseOption = False,
+) -> None:
+    """Quantize a float model, and publish it only if its bytes are what the scheme says."""
+    from toolkit import quantize as make_small
+
+    with progress() as listener:
+        artifact = make_small(model, scheme=scheme, calibration=calibration, recipe=recipe, samples=samples, output=output, listener=listener)
+    emit(artifact, artifact_facts(artifact))

@@ -1,0 +1,79 @@
+"""Do these samples fit this model? Asked before a library sees them: several accept wrong shapes, NaN and Inf without a word."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolkit.artifact import Signature, TensorSpec
+from toolkit.dataset import Dataset
+from toolkit.errors import InputRejected
+
+_CHUNK = 64  # samples looked at together: columns may be memory-mapped and larger than memory
+
+
+def check_columns(data: Dataset, signature: Signature) -> None:
+    """Holds a data set against a model's inputs.
+
+    Integers of another width are accepted when every value fits, because converters narrow ``int64`` inputs to ``int32``.
+
+    Args:
+        data: Columns ``[n x ...]`` named like the inputs.
+        signature: The model's inputs; their first axis is the batch.
+
+    Raises:
+        InputRejected: Names, per-sample shapes or dtypes differ, or a column holds NaN or Inf.
+    """
+    expected = {spec.name: spec for spec in signature.inputs}
+    if set(data.columns) != set(expected):
+        raise InputRejected(
+            f"columns are {sorted(data.columns)}, the model's inputs are {sorted(expected)}",
+            where=data.where,
+            hint="name the arrays like the model's inputs",
+        )
+    for name, spec in expected.items():
+        _check_shape(data.columns[name], spec, data.where)
+        _check_dtype(data.columns[name], spec, data.where)
+        _check_finite(data.columns[name], name, data.where)
+
+
+def one_sample(data: Dataset, row: int, signature: Signature) -> dict[str, np.ndarray]:
+    """Returns one sample as a batch of one, in the inputs' order and dtypes; ``data`` must have been checked."""
+    return {spec.name: np.ascontiguousarray(data.columns[spec.name][row : row + 1], dtype=np.dtype(spec.dtype)) for spec in signature.inputs}
+
+
+def _check_shape(column: np.ndarray, spec: TensorSpec, where: str) -> None:
+    found, wanted = column.shape[1:], spec.shape[1:]
+    if len(found) != len(wanted) or any(isinstance(size, int) and size != have for size, have in zip(wanted, found, strict=True)):
+        raise InputRejected(
+            f"column {spec.name!r} has samples of shape {list(found)}, the model's input takes {list(wanted)}",
+            where=where,
+            hint="prepare the samples with the transform the model was trained with",
+        )
+
+
+def _check_dtype(column: np.ndarray, spec: TensorSpec, where: str) -> None:
+    wanted = np.dtype(spec.dtype)
+    if column.dtype == wanted:
+        return
+    if column.dtype.kind in "iu" and wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        if int(column.min()) >= limits.min and int(column.max()) <= limits.max:
+            return
+        found = f"{column.dtype} values from {int(column.min())} to {int(column.max())}"
+    else:
+        found = str(column.dtype)
+    raise InputRejected(
+        f"column {spec.name!r} is {found}, the model's input is {wanted}", where=where, hint=f"convert it with .astype({str(wanted)!r})"
+    )
+
+
+def _check_finite(column: np.ndarray, name: str, where: str) -> None:
+    if column.dtype.kind not in "fc":
+        return
+    for start in range(0, len(column), _CHUNK):
+        chunk = np.asarray(column[start : start + _CHUNK])
+        bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
+        if bad.any():
+            raise InputRejected(
+                f"column {name!r} has NaN or Inf in sample {start + int(bad.argmax())}", where=where, hint="remove or mend that sample"
+            )

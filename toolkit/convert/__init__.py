@@ -1,0 +1,1 @@
+"""Routes: one file per way from one format to another."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: pretrained weights in, adapted weights out."""

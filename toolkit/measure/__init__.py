@@ -1,0 +1,1 @@
+"""Measuring: accuracy, parity, latency. Statistics live here and nowhere else."""

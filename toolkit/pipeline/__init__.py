@@ -1,0 +1,1 @@
+"""The pipeline: plans, steps through store and worker, and the public verbs."""

@@ -1,0 +1,109 @@
+"""Puts results where the user asked for them. Every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifact import MANIFEST_SUFFIX, Artifact, Manifest, Signature
+from toolkit.errors import SetupError
+from toolkit.job import Facts
+from toolkit.pipeline.execute import Result
+from toolkit.pipeline.plan import Candidate
+from toolkit.store import digest_file
+
+
+def deliver_model(result: Result, model: Path, out: Path, *, name: str, format: str, scheme: str, parent_sha256: str) -> Artifact:
+    """Copies a finished model to its place and writes its manifest beside it.
+
+    Args:
+        result: The step that made it.
+        model: The file in the store.
+        out: Where it goes.
+        name: The model's name.
+        format: Its format.
+        scheme: Its number format.
+        parent_sha256: Digest of the file that it was made from.
+
+    Raises:
+        SetupError: The place cannot be written.
+    """
+    manifest = Manifest(
+        name=name,
+        format=format,
+        scheme=scheme,
+        sha256=digest_file(model),
+        size_bytes=model.stat().st_size,
+        signature=signature_of(result.facts),
+        made_by=result.facts["made_by"],
+        versions=result.facts["versions"],
+        parent_sha256=parent_sha256,
+        evidence=_evidence(result.facts),
+    )
+    copy(model, out)
+    write_text(manifest_path(out), manifest.model_dump_json(indent=2) + "\n")
+    return Artifact(path=out, manifest=manifest, cached=result.cached)
+
+
+def manifest_path(model: Path) -> Path:
+    """Where a model's manifest is."""
+    return model.with_name(model.name + MANIFEST_SUFFIX)
+
+
+def signature_of(facts: Facts) -> Signature:
+    """The signature of a finished model: read back from its bytes when it was audited, else as its stage stated it."""
+    audited = facts.get("checks", {}).get("audit", {})
+    return Signature.model_validate(audited.get("signature") or facts["signature"])
+
+
+def parent_digest(candidate: Candidate, results: Mapping[str, Result], formats: Mapping[str, str]) -> str:
+    """Digest of the file that a candidate was made from; empty for the source."""
+    if not candidate.parent:
+        return ""
+    folder = results[candidate.parent].folder
+    return digest_file(folder / f"model.{formats[candidate.parent]}") if folder else ""
+
+
+def copy(source: Path, out: Path) -> None:
+    """Copies a file so that ``out`` is never half-written.
+
+    Raises:
+        SetupError: The place cannot be written.
+    """
+    _replace(out, lambda partial: shutil.copyfile(source, partial))
+
+
+def write_text(out: Path, text: str) -> None:
+    """Writes a text file so that ``out`` is never half-written.
+
+    Raises:
+        SetupError: The place cannot be written.
+    """
+    _replace(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _replace(out: Path, write: Any) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial")
+        os.close(descriptor)
+        partial = Path(name)
+        try:
+            write(partial)
+            partial.chmod(0o644)
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"cannot be written: {error.strerror or error}", where=str(out), hint="check the folder's permissions and free space"
+        ) from error
+
+
+def _evidence(facts: Facts) -> dict[str, Any]:
+    """What was measured or decided while the file was made, without what the manifest says elsewhere."""
+    return {name: value for name, value in facts.items() if name not in {"signature", "made_by", "versions", "format"}}

@@ -1,0 +1,162 @@
+"""``toolkit.doctor``: what works on this machine, and the exact line that installs what does not."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from toolkit import display, environment, plugins
+from toolkit.artifact import Frozen
+from toolkit.errors import StoreError
+from toolkit.store import Store, default_root
+
+_SKIPPED_EXTRAS = {"all", "dev"}
+
+
+class ExtraState(Frozen):
+    """One optional dependency group.
+
+    Attributes:
+        extra: Its name.
+        ready: Whether every distribution of it is installed in a fitting version.
+        found: Each distribution with its installed version, or ``-``.
+        problems: What is missing or too old.
+        install: The line that mends it; empty when ready.
+    """
+
+    extra: str
+    ready: bool
+    found: dict[str, str]
+    problems: tuple[str, ...]
+    install: str
+
+
+class PluginState(Frozen):
+    """One plugin.
+
+    Attributes:
+        group: ``sources``, ``routes``, ``quantizers``, ``runtimes`` or ``readers``.
+        name: Its name.
+        does: What it takes and gives.
+        ready: Whether its frameworks are installed.
+        install: The line that mends it; empty when ready.
+    """
+
+    group: str
+    name: str
+    does: str
+    ready: bool
+    install: str
+
+
+class Diagnosis(Frozen):
+    """What works here.
+
+    Attributes:
+        environment: CPU, system and versions.
+        extras: Every optional dependency group.
+        plugins: Every plugin found.
+        cache: The cache folder.
+        cache_problem: Why it cannot be used; empty when it can.
+    """
+
+    environment: dict[str, Any]
+    extras: tuple[ExtraState, ...]
+    plugins: tuple[PluginState, ...]
+    cache: str
+    cache_problem: str
+
+    def _repr_html_(self) -> str:
+        rows = [(extra.extra, "ready" if extra.ready else "; ".join(extra.problems), extra.install) for extra in self.extras]
+        return display.table_html("Edgekit on this machine", ("extra", "state", "install"), rows)
+
+
+def doctor() -> Diagnosis:
+    """Looks at versions, extras, plugins and the cache folder. Installs and changes nothing.
+
+    Raises:
+        SetupError: An installed plugin cannot be loaded.
+    """
+    return Diagnosis(
+        environment=environment.describe(),
+        extras=_extras(),
+        plugins=tuple(_plugin(group, plugin) for group in plugins.GROUPS for plugin in plugins.discover(group).values()),
+        cache=str(default_root()),
+        cache_problem=_cache_problem(),
+    )
+
+
+def _extras() -> tuple[ExtraState, ...]:
+    required = _requirements()
+    return tuple(_extra(name, required[name]) for name in sorted(required) if name not in _SKIPPED_EXTRAS)
+
+
+def _extra(name: str, requirements: list[Requirement]) -> ExtraState:
+    found = {requirement.name: plugins.distribution_version(requirement.name) for requirement in requirements}
+    problems = [_problem(requirement, found[requirement.name]) for requirement in requirements]
+    real = tuple(problem for problem in problems if problem)
+    return ExtraState(extra=name, ready=not real, found=found, problems=real, install=f'pip install "edgekit[{name}]"' if real else "")
+
+
+def _problem(requirement: Requirement, version: str) -> str:
+    if version == "-":
+        return f"{requirement.name} is not installed"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{requirement.name} {version} does not fit {requirement.specifier}"
+    return ""
+
+
+def _requirements() -> dict[str, list[Requirement]]:
+    """Requirements by extra, from the installed distribution or the checkout's own file."""
+    try:
+        installed = metadata.distribution("edgekit")
+    except metadata.PackageNotFoundError:
+        return _checkout_requirements()
+    parsed = [Requirement(line) for line in installed.requires or ()]
+    names = {canonicalize_name(name) for name in installed.metadata.get_all("Provides-Extra") or ()}
+    environment_now = {key: str(value) for key, value in default_environment().items()}
+    bare = {requirement for requirement in parsed if requirement.marker is None}
+    return {
+        name: [r for r in parsed if r not in bare and r.marker and r.marker.evaluate({**environment_now, "extra": name}) and r.name != "edgekit"]
+        for name in names
+    }
+
+
+def _checkout_requirements() -> dict[str, list[Requirement]]:
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if not project.is_file():
+        return {}
+    declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    parsed = {name: [Requirement(line) for line in lines] for name, lines in declared.items()}
+    return {name: [requirement for requirement in requirements if requirement.name != "edgekit"] for name, requirements in parsed.items()}
+
+
+def _plugin(group: str, plugin: Any) -> PluginState:
+    missing = plugins.missing_modules(plugin)
+    install = f'pip install "{plugin.extra}"' if missing else ""
+    return PluginState(group=group, name=plugin.name, does=_does(group, plugin), ready=not missing, install=install)
+
+
+def _does(group: str, plugin: Any) -> str:
+    if group == "routes":
+        return f"{plugin.source} -> {plugin.format}"
+    if group == "quantizers":
+        return f"{plugin.format}: {', '.join(plugin.schemes)}"
+    if group == "runtimes":
+        return f"runs {', '.join(plugin.formats)}"
+    return f"captures {plugin.framework} as {plugin.format}" if group == "sources" else f"reads {plugin.format}"
+
+
+def _cache_problem() -> str:
+    try:
+        store = Store()
+    except StoreError as error:
+        return str(error)
+    return "" if os.access(store.root, os.W_OK) else "is not writable"

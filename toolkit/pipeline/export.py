@@ -1,0 +1,196 @@
+"""``toolkit.export``: a model in, a checked file of another format out."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit import intake, plugins
+from toolkit.artifact import Artifact, Signature, TensorSpec
+from toolkit.config import Parity, load_project
+from toolkit.dataset import Dataset
+from toolkit.errors import ConfigError, NoRoute
+from toolkit.pipeline import deliver, steps
+from toolkit.pipeline.listener import Listener
+from toolkit.pipeline.plan import make_plan
+from toolkit.pipeline.single import Samples, as_array, as_dataset, on_disk, open_model, output_path, random_samples, run_steps
+from toolkit.pipeline.steps import Fact, Need, Step, model_file
+from toolkit.store import Store, digest_file
+
+FLOAT = "float32"
+
+
+def export(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    format: str,
+    output: str | Path | None = None,
+    name: str | None = None,
+    output_names: Sequence[str] = (),
+    route: str | None = None,
+    min_sqnr_db: float = 60.0,
+    store: Store | None = None,
+    listener: Listener | None = None,
+) -> Artifact:
+    """Converts a model, and publishes the file only if it computes what the model computes.
+
+    Args:
+        model: A live model (``torch.nn.Module`` in evaluation mode), a program file (``.pt2``), or a project folder.
+        example_inputs: Real samples, by input name or in the order of the model's parameters, samples along the first
+            axis (``[n x ...]``); a path to ``.npz`` or a folder of ``.npy`` files is taken too. Parity is measured on all
+            of them. Needed for a live model; a file without them is compared on random inputs, and the manifest says so.
+        format: ``onnx``, ``tflite``, or a plugin's.
+        output: File to write; ``<name>.float32.<format>`` in the current folder by default.
+        name: The model's name; taken from the file or the class by default.
+        output_names: Names for a live model's outputs, in order.
+        route: Name of the route to take; the first installed one by default.
+        min_sqnr_db: Lowest signal-to-noise ratio against the source, in dB.
+        store: Where stage outputs are kept; the user's cache by default.
+        listener: Who hears about progress.
+
+    Returns:
+        The delivered file with its manifest.
+
+    Raises:
+        ConfigError: The arguments do not fit together.
+        InputRejected: The file or the samples must not be used, or the model is in training mode.
+        MissingExtra: The route's framework is not installed.
+        NoRoute: Nothing converts this model to ``format``.
+        ParityFailed: The converted file computes something else.
+        StageError: The framework failed.
+    """
+    parity = Parity(min_sqnr_db=min_sqnr_db)
+    if isinstance(model, str | Path) and (Path(model).is_dir() or Path(model).suffix == ".toml"):
+        return _from_project(Path(model), format, output, store, listener)
+    if isinstance(model, str | Path):
+        return _from_file(Path(model), example_inputs, format, output, name, route, parity, store, listener)
+    return _from_object(model, example_inputs, format, output, name, tuple(output_names), route, parity, store, listener)
+
+
+def _from_project(project: Path, format: str, output: str | Path | None, store: Store | None, listener: Listener | None) -> Artifact:
+    """Runs a project's steps up to the conversion."""
+    plan = make_plan(*load_project(project))
+    candidate = next((c for c in plan.candidates if (c.format, c.scheme) == (format, FLOAT)), None)
+    if candidate is None:
+        known = ", ".join(sorted({c.format for c in plan.candidates}))
+        raise ConfigError(f"the project's targets do not run {format}; they run {known}", where=str(project), hint="add a target that does")
+    results = run_steps(ancestors(plan.steps, candidate.step), store, listener)
+    made = results[candidate.step]
+    assert made.folder is not None
+    out = output_path(output, plan.project.name, FLOAT, format, None)
+    source = results["source"].folder
+    parent = digest_file(source / model_file(plan.source_format)) if candidate.parent and source else ""
+    return deliver.deliver_model(
+        made, made.folder / model_file(format), out, name=plan.project.name, format=format, scheme=FLOAT, parent_sha256=parent
+    )
+
+
+def ancestors(planned: Sequence[Step], last: str) -> list[Step]:
+    """The steps that one step needs, itself included, in order."""
+    needed = {last}
+    for step in reversed(planned):
+        if step.id in needed:
+            needed |= step.upstream
+    return [step for step in planned if step.id in needed]
+
+
+def _from_file(
+    file: Path,
+    samples: Samples | None,
+    format: str,
+    output: str | Path | None,
+    name: str | None,
+    route: str | None,
+    parity: Parity,
+    store: Store | None,
+    listener: Listener | None,
+) -> Artifact:
+    source_format = intake.check_model(file)
+    chosen = _route(source_format, format, route)
+    title = name or file.name.split(".")[0]
+    out = output_path(output, title, FLOAT, format, file)
+    given = samples if samples is not None else random_samples(open_model(file, store)[1].signature)
+    with on_disk(given) as folder:
+        source = steps.source_from_file(file, source_format, parity, folder)
+        program = Need("source", model_file(source_format))
+        convert = steps.convert(program, chosen, Fact("source", "signature"), Need("source", "expected"), parity)
+        made = run_steps([source, convert], store, listener)[convert.id]
+    made.facts["parity_inputs"] = "real samples" if samples is not None else "random"
+    assert made.folder is not None
+    return deliver.deliver_model(
+        made, made.folder / model_file(format), out, name=title, format=format, scheme=FLOAT, parent_sha256=digest_file(file)
+    )
+
+
+def _from_object(
+    model: Any,
+    examples: Any,
+    format: str,
+    output: str | Path | None,
+    name: str | None,
+    output_names: tuple[str, ...],
+    route: str | None,
+    parity: Parity,
+    store: Store | None,
+    listener: Listener | None,
+) -> Artifact:
+    """Captures a live object here, as it cannot cross to another process; everything after that goes by files."""
+    source = _source(model)
+    plugins.require(source)
+    chosen = _route(source.format, format, route)
+    samples = _named(model, examples)
+    title = name or type(model).__name__
+    out = output_path(output, title, FLOAT, format, None)
+    with tempfile.TemporaryDirectory(prefix="edgekit-capture-") as scratch:
+        program = Path(scratch) / model_file(source.format)
+        expected = source.capture(model, samples.columns, program, outputs=output_names)
+        samples.write(Path(scratch) / "expected" / "inputs")
+        Dataset(expected, None, "outputs").write(Path(scratch) / "expected" / "outputs")
+        signature = Signature(inputs=_specs(samples.columns), outputs=_specs(expected))
+        convert = steps.convert(program, chosen, signature, Path(scratch) / "expected", parity)
+        made = run_steps([convert], store, listener)[convert.id]
+        parent = digest_file(program)
+    assert made.folder is not None
+    return deliver.deliver_model(made, made.folder / model_file(format), out, name=title, format=format, scheme=FLOAT, parent_sha256=parent)
+
+
+def _source(model: Any) -> plugins.Source:
+    found: plugins.Source | None = next((source for source in plugins.discover("sources").values() if source.accepts(model)), None)
+    if found is None:
+        known = ", ".join(source.framework for source in plugins.discover("sources").values())
+        raise ConfigError(f"cannot capture a {type(model).__module__}.{type(model).__name__}", hint=f"give a model of: {known}; or a model file")
+    return found
+
+
+def _route(source: str, format: str, name: str | None) -> plugins.Route:
+    """The named route, else the first one whose framework is installed."""
+    routes = plugins.routes(source, format)
+    if name is None:
+        return routes[0]
+    for route in routes:
+        if route.name == name:
+            return route
+    raise NoRoute(f"route {name!r} does not convert {source} to {format}; known: {', '.join(route.name for route in routes)}")
+
+
+def _named(model: Any, examples: Any) -> Dataset:
+    """Names positional examples after the parameters of the model's forward function."""
+    if examples is None:
+        raise ConfigError("a live model needs example inputs", hint="pass real samples, for example {'image': array [n x c x h x w]}")
+    if isinstance(examples, Mapping | Dataset):
+        samples = as_dataset(examples)
+        return Dataset(samples.columns, None, samples.where)
+    given = examples if isinstance(examples, tuple | list) else (examples,)
+    parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
+    if len(names) < len(given):
+        names = [f"input_{index}" for index in range(len(given))]
+    return as_dataset({name: as_array(value) for name, value in zip(names, given, strict=False)})
+
+
+def _specs(columns: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=name, dtype=str(column.dtype), shape=(1, *column.shape[1:])) for name, column in columns.items())

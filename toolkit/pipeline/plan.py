@@ -1,0 +1,253 @@
+"""From a project to the steps that answer it. Pure: nothing is run and nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit import display, intake, plugins, resources
+from toolkit.config import Project, Recipe, Target
+from toolkit.errors import ConfigError
+from toolkit.pipeline import steps
+from toolkit.pipeline.steps import Fact, Need, Step, model_file
+
+FLOAT = "float32"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model file that the plan makes.
+
+    Attributes:
+        file: Name of the delivered file.
+        format: Its format.
+        scheme: Its number format.
+        step: The step that makes it.
+        parent: The step that makes the file it is made from; empty for the source.
+        twin: File name of the float model of the same format.
+    """
+
+    file: str
+    format: str
+    scheme: str
+    step: str
+    parent: str
+    twin: str
+
+    @property
+    def model(self) -> Need:
+        """The model file in its step's folder."""
+        return Need(self.step, model_file(self.format))
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One candidate on one target, and the steps that measure it."""
+
+    candidate: Candidate
+    target: Target
+    evaluate: str
+    benchmark: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run will do.
+
+    Attributes:
+        project: The project.
+        folder: Its folder.
+        steps: In an order that respects their needs.
+        candidates: The model files it makes.
+        rows: What will be judged.
+        source_format: Format of the source program.
+    """
+
+    project: Project
+    folder: Path
+    steps: tuple[Step, ...]
+    candidates: tuple[Candidate, ...]
+    rows: tuple[RowPlan, ...]
+    source_format: str
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Lists step, what it does, and what it needs."""
+        return [(step.id, _purpose(step), ", ".join(sorted(step.upstream)) or "-") for step in self.steps]
+
+    def __str__(self) -> str:
+        width = max(len(step.id) for step in self.steps)
+        body = [f"  {id:{width}}  {what}" for id, what, _ in self.lines()]
+        made = [f"  {row.candidate.file} on {row.target.name} ({row.target.runtime}, {row.target.stand_in})" for row in self.rows]
+        return "\n".join([f"{self.project.name}: {len(self.steps)} steps", *body, f"{len(made)} rows to judge", *made])
+
+    def _repr_html_(self) -> str:
+        return display.table_html(f"{self.project.name}: plan", ("step", "what", "needs"), self.lines())
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """What one target asks for."""
+
+    target: Target
+    format: str
+    schemes: tuple[str, ...]
+
+
+def make_plan(project: Project, folder: Path) -> Plan:
+    """Plans a project.
+
+    Args:
+        project: What the user wants.
+        folder: Where the project's files are.
+
+    Raises:
+        ConfigError: An unknown target or recipe, or a scheme that none of the targets executes.
+        NoRoute: No installed plugin converts or quantizes as asked.
+        InputRejected: The project's model file must not be read.
+    """
+    source_format = _source_format(project, folder)
+    demands = [_demand(project, resources.load_target(name, folder), source_format) for name in project.targets]
+    _nothing_forgotten(project, demands)
+    recipe = _recipe(project, folder)
+    candidates = _candidates(project.name, demands, source_format)
+    quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
+    chain = [steps.splits(project.data, folder, task=project.task, seed=project.seed)]
+    if recipe and any(candidate.scheme in plugins.quantizer(candidate.format, candidate.scheme).needs_calibration for candidate in quantized):
+        chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data")))
+    chain += _source(project, folder, source_format)
+    chain += [_conversion(project, candidate, source_format) for candidate in candidates.values() if candidate.step.startswith("convert:")]
+    chain += [steps.quantize(candidates[c.twin].model, c.format, c.scheme, recipe, Need("calibration", "calibration")) for c in quantized if recipe]
+    chain.append(_source_evaluation(project, source_format))
+    evaluations, rows = _evaluations(project, demands, candidates)
+    return Plan(project, folder, (*chain, *evaluations, *_benchmarks(project, rows, candidates)), tuple(candidates.values()), rows, source_format)
+
+
+def _source_format(project: Project, folder: Path) -> str:
+    if project.model.file:
+        return intake.check_model(folder / project.model.file)
+    format: str = plugins.get("sources", "torch").format
+    return format
+
+
+def _demand(project: Project, target: Target, source_format: str) -> _Demand:
+    """The format and schemes that a target is to run; the source's own format when its runtime takes it."""
+    formats = plugins.get("runtimes", target.runtime).formats
+    format = source_format if source_format in formats else formats[0]
+    return _Demand(target, format, tuple(scheme for scheme in project.schemes if scheme in target.schemes))
+
+
+def _nothing_forgotten(project: Project, demands: list[_Demand]) -> None:
+    for scheme in project.schemes:
+        if not any(scheme in demand.schemes for demand in demands):
+            offered = "; ".join(f"{demand.target.name}: {', '.join(demand.target.schemes)}" for demand in demands)
+            raise ConfigError(f"none of the targets runs scheme {scheme!r}", hint=f"they run {offered}")
+
+
+def _recipe(project: Project, folder: Path) -> Recipe | None:
+    """The calibration recipe: the one named, else the one called like the task."""
+    if all(scheme == FLOAT for scheme in project.schemes):
+        return None
+    recipe = resources.load_recipe(project.calibration.recipe or project.task, folder)
+    if recipe.task != project.task:
+        raise ConfigError(f"recipe {recipe.name!r} is for {recipe.task}, the project's task is {project.task}", hint="choose another recipe")
+    return recipe
+
+
+def _candidates(name: str, demands: list[_Demand], source_format: str) -> dict[str, Candidate]:
+    """Every model file that some target needs, by file name; a float twin before what is made from it."""
+    found: dict[str, Candidate] = {}
+    for format in sorted({demand.format for demand in demands}):
+        step = "source" if format == source_format else f"convert:{format}"
+        twin = f"{name}.{FLOAT}.{format}"
+        found[twin] = Candidate(twin, format, FLOAT, step, "" if step == "source" else "source", twin)
+        schemes = [scheme for demand in demands if demand.format == format for scheme in demand.schemes]
+        for scheme in dict.fromkeys(schemes):
+            file = f"{name}.{scheme}.{format}"
+            found.setdefault(file, Candidate(file, format, scheme, f"quantize:{format}:{scheme}", step, twin))
+    return found
+
+
+def _source(project: Project, folder: Path, source_format: str) -> list[Step]:
+    if project.model.file:
+        return [steps.source_from_file(folder / project.model.file, source_format, project.parity, Need("data"))]
+    source = steps.source_from_factory(project.model, folder, project.parity, tuned=project.finetune is not None)
+    if not project.finetune:
+        return [source]
+    return [steps.finetune(project.finetune, project.model, folder, seed=project.seed, classes=project.data.classes), source]
+
+
+def _conversion(project: Project, candidate: Candidate, source_format: str) -> Step:
+    route = plugins.routes(source_format, candidate.format)[0]
+    program = Need("source", model_file(source_format))
+    return steps.convert(program, route, Fact("source", "signature"), Need("source", "expected"), project.parity)
+
+
+def _source_evaluation(project: Project, source_format: str) -> Step:
+    model = Need("source", model_file(source_format))
+    runtime = plugins.runtime_for(source_format)
+    return steps.evaluate("evaluate:source", model, Need("data", "eval"), runtime, threads=1, memory_mb=None, task=project.task, reference=None)
+
+
+def _evaluations(project: Project, demands: list[_Demand], candidates: dict[str, Candidate]) -> tuple[list[Step], tuple[RowPlan, ...]]:
+    """One evaluation for each model and way of running it; targets that run it alike share it."""
+    found: dict[str, Step] = {}
+    rows = []
+    for demand in demands:
+        target = demand.target
+        runtime = plugins.get("runtimes", target.runtime)
+        setting = f"{target.runtime}-t{target.threads}" + (f"-m{target.memory_mb}" if target.memory_mb else "")
+        for scheme in demand.schemes:
+            candidate = candidates[f"{project.name}.{scheme}.{demand.format}"]
+            id = f"evaluate:{candidate.format}:{scheme}@{setting}"
+            found[id] = steps.evaluate(
+                id,
+                candidate.model,
+                Need("data", "eval"),
+                runtime,
+                threads=target.threads,
+                memory_mb=target.memory_mb,
+                task=project.task,
+                reference=Need("evaluate:source"),
+            )
+            rows.append(RowPlan(candidate, target, id, f"benchmark:{demand.format}@{target.runtime}-t{target.threads}"))
+    return list(found.values()), tuple(rows)
+
+
+def _benchmarks(project: Project, rows: tuple[RowPlan, ...], candidates: dict[str, Candidate]) -> list[Step]:
+    """One interleaved measurement for each runtime and thread count, of every model that runs so."""
+    found = []
+    for id in dict.fromkeys(row.benchmark for row in rows):
+        together = [row for row in rows if row.benchmark == id]
+        twin = together[0].candidate.twin
+        models = {twin: candidates[twin].model, **{row.candidate.file: row.candidate.model for row in together}}
+        target = together[0].target
+        runtime = plugins.get("runtimes", target.runtime)
+        found.append(
+            steps.benchmark(
+                id,
+                models,
+                Need("data", "eval"),
+                runtime,
+                threads=target.threads,
+                seconds=project.timing.seconds,
+                baseline=twin,
+                stand_in=target.stand_in,
+            )
+        )
+    return found
+
+
+_PURPOSES = {
+    "data": "check and store the samples",
+    "calibration": "choose calibration samples from the training split",
+    "finetune": "train the model",
+    "source": "capture the model with its outputs on real samples",
+    "convert": "convert, and compare with the source",
+    "quantize": "quantize, and read the bytes back",
+    "evaluate": "run the held-out samples",
+    "benchmark": "time one inference, interleaved with the float twin",
+}
+
+
+def _purpose(step: Step) -> str:
+    return _PURPOSES[step.id.split(":")[0]]

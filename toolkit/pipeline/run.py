@@ -1,0 +1,257 @@
+"""A whole project: plan, run, judge, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit import environment
+from toolkit.artifact import Artifact, Frozen
+from toolkit.checks import budgets
+from toolkit.config import load_project
+from toolkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, from_dict
+from toolkit.evidence import Change, Evaluation, Latency, Metric, Report, Row, Verdict, worst
+from toolkit.pipeline import deliver
+from toolkit.pipeline.execute import Result, execute
+from toolkit.pipeline.listener import Listener
+from toolkit.pipeline.plan import Plan, RowPlan, make_plan
+from toolkit.report import html, json, junit, markdown
+from toolkit.store import Store
+
+OUTPUT = "edgekit-out"
+
+
+class Run(Frozen):
+    """What a run found and made.
+
+    Attributes:
+        report: All evidence and verdicts.
+        artifacts: The delivered model files.
+        folder: Where models and reports are.
+    """
+
+    report: Report
+    artifacts: tuple[Artifact, ...]
+    folder: Path
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all rows."""
+        return self.report.verdict
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+def run(
+    project: str | Path,
+    *,
+    output: str | Path | None = None,
+    store: Store | None = None,
+    listener: Listener | None = None,
+    jobs: int | None = None,
+) -> Run:
+    """Takes a project from training to a checked bundle.
+
+    Args:
+        project: Folder with an ``edgekit.toml``, or the file itself.
+        output: Folder for models and reports; ``edgekit-out`` in the project's folder by default.
+        store: Where stage outputs are kept; the user's cache by default.
+        listener: Who hears about progress.
+        jobs: How many steps may run side by side.
+
+    Returns:
+        The report and the delivered files. A failed budget, or a stage that failed for some of the targets, is a row
+        in the report, not an exception.
+
+    Raises:
+        ConfigError: The project, a target or a recipe is wrong.
+        InputRejected: The samples or the model file must not be used.
+        SetupError: An extra is missing, or the cache or the output folder cannot be used.
+        StageError: Training or capturing failed, so that nothing could be judged.
+    """
+    plan = plan_project(project)
+    results = _execute(plan, store, listener, jobs)
+    report = make_report(plan, results)
+    folder = Path(output) if output else plan.folder / OUTPUT
+    artifacts = _deliver(plan, results, folder)
+    _write_reports(report, folder)
+    return Run(report=report, artifacts=artifacts, folder=folder)
+
+
+def check_project(project: str | Path, *, store: Store | None = None, listener: Listener | None = None, jobs: int | None = None) -> Report:
+    """Holds a project's evidence against its budgets, without delivering any file.
+
+    What was computed before comes from the store; latency is measured anew.
+
+    Raises:
+        ToolkitError: As :func:`run`.
+    """
+    plan = plan_project(project)
+    return make_report(plan, _execute(plan, store, listener, jobs))
+
+
+def plan_project(project: str | Path) -> Plan:
+    """Plans a project without running anything.
+
+    Args:
+        project: Folder with an ``edgekit.toml``, or the file itself.
+
+    Raises:
+        ConfigError: The project, a target or a recipe is wrong.
+        NoRoute: No installed plugin converts or quantizes as asked.
+        InputRejected: The project's model file must not be read.
+    """
+    return make_plan(*load_project(Path(project)))
+
+
+def exit_code(report: Report, *, strict: bool = False) -> int:
+    """Turns a report into the command line's exit code.
+
+    Args:
+        report: The report.
+        strict: Whether *inconclusive* is an error.
+    """
+    failed = [record.error for record in report.stages if record.error and record.status == "failed"]
+    if failed:
+        return from_dict(failed[0]).exit_code
+    if report.verdict is Verdict.FAIL:
+        return EXIT_CHECK_FAILED
+    return EXIT_INCONCLUSIVE if strict and report.verdict is Verdict.INCONCLUSIVE else EXIT_PASS
+
+
+def make_report(plan: Plan, results: Mapping[str, Result]) -> Report:
+    """Judges every row of a plan."""
+    rows = tuple(_row(plan, row, results) for row in plan.rows)
+    return Report(
+        schema=1,
+        project=plan.project.name,
+        verdict=worst(row.verdict for row in rows),
+        source=_source(plan, results),
+        rows=rows,
+        stages=tuple(result.record for result in results.values()),
+        environment=environment.describe(),
+    )
+
+
+def _execute(plan: Plan, store: Store | None, listener: Listener | None, jobs: int | None) -> dict[str, Result]:
+    timeout_seconds = plan.project.timing.stage_timeout_seconds
+    results = execute(plan.steps, store or Store(), listener=listener, timeout_seconds=timeout_seconds, jobs=jobs)
+    _raise_if_nothing_came_out(plan, results)
+    return results
+
+
+def _raise_if_nothing_came_out(plan: Plan, results: Mapping[str, Result]) -> None:
+    """A failure that leaves no row to judge is an error of the whole run."""
+    if any(results[row.evaluate].ok for row in plan.rows):
+        return
+    shared = [
+        results[id].error for id in ("data", "finetune", "source", "evaluate:source") if id in results and results[id].record.status == "failed"
+    ]
+    for error in shared:
+        if error:
+            raise error
+
+
+def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> Row:
+    candidate, target = row.candidate, row.target
+    made, evaluated, timed = results[candidate.step], results[row.evaluate], results[row.benchmark]
+    facts = evaluated.facts
+    metric = Metric.model_validate(facts["metric"]) if evaluated.ok else None
+    change = Change.model_validate(facts["change"]) if evaluated.ok and facts.get("change") else None
+    latency = _latency(row, timed)
+    size_bytes = _size_bytes(results[candidate.step], candidate.format)
+    findings = budgets.judge(
+        plan.project.budgets.over(target.budgets),
+        size_bytes=size_bytes,
+        float_size_bytes=_twin_size_bytes(plan, row, results),
+        metric=metric,
+        change=change,
+        latency=latency,
+        scheme=candidate.scheme,
+    )
+    error = made.error or evaluated.error or timed.error
+    verdict, reason = (Verdict.FAIL, f"{error.code}: {error}") if error else budgets.row_verdict(findings)
+    return Row(
+        artifact=candidate.file,
+        format=candidate.format,
+        scheme=candidate.scheme,
+        runtime=target.runtime,
+        target=target.name,
+        stand_in=target.stand_in,
+        size_bytes=size_bytes,
+        metric=metric,
+        change=change,
+        latency_ms=latency,
+        cached=_all_cached(plan, row.evaluate, results),
+        verdict=verdict,
+        reason=reason,
+        findings=() if error else findings,
+    )
+
+
+def _latency(row: RowPlan, timed: Result) -> Latency | None:
+    measured = timed.facts.get(row.candidate.file)
+    return Latency.model_validate({**measured, "stand_in": row.target.stand_in}) if measured else None
+
+
+def _size_bytes(made: Result, format: str) -> int | None:
+    return (made.folder / f"model.{format}").stat().st_size if made.folder else None
+
+
+def _twin_size_bytes(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> int | None:
+    twin = next(candidate for candidate in plan.candidates if candidate.file == row.candidate.twin)
+    return _size_bytes(results[twin.step], twin.format)
+
+
+def _all_cached(plan: Plan, step: str, results: Mapping[str, Result]) -> bool:
+    """Whether a step and everything before it came from the store."""
+    upstream = next(planned for planned in plan.steps if planned.id == step).upstream
+    return results[step].cached and all(_all_cached(plan, id, results) for id in upstream)
+
+
+def _source(plan: Plan, results: Mapping[str, Result]) -> Evaluation | None:
+    result = results["evaluate:source"]
+    if not result.ok:
+        return None
+    return Evaluation(
+        artifact=f"{plan.project.name} (source, {plan.source_format})",
+        runtime=str(next(step for step in plan.steps if step.id == "evaluate:source").options["runtime"]),
+        target="source",
+        metric=Metric.model_validate(result.facts["metric"]),
+        cached=result.cached,
+    )
+
+
+def _deliver(plan: Plan, results: Mapping[str, Result], folder: Path) -> tuple[Artifact, ...]:
+    """Copies what was made, and removes models of an earlier run that this one did not make."""
+    formats = {candidate.step: candidate.format for candidate in plan.candidates} | {"source": plan.source_format}
+    delivered = []
+    for candidate in plan.candidates:
+        made = results[candidate.step]
+        if made.folder:
+            model = made.folder / f"model.{candidate.format}"
+            parent = deliver.parent_digest(candidate, results, formats)
+            out = folder / "models" / candidate.file
+            delivered.append(
+                deliver.deliver_model(
+                    made, model, out, name=plan.project.name, format=candidate.format, scheme=candidate.scheme, parent_sha256=parent
+                )
+            )
+    _remove_stale(folder / "models", {artifact.path for artifact in delivered})
+    return tuple(delivered)
+
+
+def _remove_stale(folder: Path, kept: set[Path]) -> None:
+    """Removes delivered pairs (a model with its manifest) that are not part of this run; nothing else."""
+    for manifest in folder.glob("*.manifest.json"):
+        model = manifest.with_name(manifest.name.removesuffix(".manifest.json"))
+        if model not in kept:
+            model.unlink(missing_ok=True)
+            manifest.unlink(missing_ok=True)
+
+
+def _write_reports(report: Report, folder: Path) -> None:
+    """Writes the report in every form; ``report.json`` last, as programs wait for it."""
+    for name, renderer in (("report.md", markdown), ("report.html", html), ("junit.xml", junit), ("report.json", json)):
+        deliver.write_text(folder / name, renderer.render(report))

@@ -1,0 +1,163 @@
+"""What the single verbs share: opening one model file, taking samples as they come, running a few steps."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from toolkit import intake, plugins
+from toolkit.artifact import Artifact, Manifest, Signature
+from toolkit.config import Target
+from toolkit.contents import Contents
+from toolkit.dataset import LABEL, Dataset, as_label
+from toolkit.errors import ConfigError, InputRejected
+from toolkit.pipeline.deliver import manifest_path
+from toolkit.pipeline.execute import Result, execute
+from toolkit.pipeline.listener import Listener
+from toolkit.pipeline.steps import Step, inspection
+from toolkit.store import Store, digest_file
+
+Samples = str | Path | Dataset | Mapping[str, Any]
+_RANDOM_SAMPLES = 16
+
+
+def run_steps(steps: list[Step], store: Store | None, listener: Listener | None) -> dict[str, Result]:
+    """Runs steps of which every one must succeed.
+
+    Raises:
+        ToolkitError: The first failure.
+    """
+    results = execute(steps, store or Store(), listener=listener)
+    for result in results.values():
+        if result.error:
+            raise result.error
+    return results
+
+
+def open_model(model: Artifact | str | Path, store: Store | None = None) -> tuple[Artifact, Contents]:
+    """Opens a model file: checks its bytes, reads what it contains, and takes over its manifest if that fits.
+
+    Args:
+        model: The file, or an artifact that points to it.
+        store: Where the reading is kept.
+
+    Raises:
+        InputRejected: The file must not be read, or differs from its manifest.
+        NoRoute: No reader looks into this format.
+    """
+    path = model.path if isinstance(model, Artifact) else Path(model)
+    manifest = read_manifest(path)
+    format = intake.check_model(path, manifest.format if manifest else None)
+    facts = run_steps([inspection(path, format)], store, None)["inspect"].facts
+    contents = Contents.model_validate(facts["contents"])
+    if manifest is None:
+        manifest = Manifest(
+            name=path.name.split(".")[0],
+            format=format,
+            scheme=facts["scheme"],
+            sha256=contents.sha256,
+            size_bytes=contents.size_bytes,
+            signature=contents.signature,
+            made_by="file",
+        )
+    return Artifact(path=path, manifest=manifest), contents
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Reads the manifest beside a model file, if there is one.
+
+    Raises:
+        InputRejected: The manifest is damaged, or the file has changed since it was written.
+    """
+    file = manifest_path(path)
+    if not file.is_file() or not path.is_file():
+        return None
+    try:
+        manifest = Manifest.model_validate_json(file.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputRejected("the manifest is damaged", where=str(file), hint="delete it to use the model without its history") from error
+    if digest_file(path) != manifest.sha256:
+        hint = "make the model again, or delete the manifest to use the file without its history"
+        raise InputRejected("the file is not the one its manifest describes (SHA-256 differs)", where=str(path), hint=hint)
+    return manifest
+
+
+@contextlib.contextmanager
+def on_disk(samples: Samples) -> Iterator[Path]:
+    """Gives samples as a path that a stage can read.
+
+    Args:
+        samples: A path, a data set, or arrays by input name (NumPy or anything that converts; ``label`` for answers).
+
+    Raises:
+        InputRejected: The arrays do not make a data set.
+    """
+    if isinstance(samples, str | Path):
+        path = Path(samples)
+        if not path.exists():
+            raise InputRejected("does not exist", where=str(path), hint="give a folder of .npy files or an .npz file")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekit-samples-") as scratch:
+        as_dataset(samples).write(Path(scratch) / "samples")
+        yield Path(scratch) / "samples"
+
+
+def as_dataset(samples: Dataset | Mapping[str, Any]) -> Dataset:
+    """Makes a data set of named arrays."""
+    if isinstance(samples, Dataset):
+        return samples
+    arrays = {name: as_array(value) for name, value in samples.items()}
+    label = arrays.pop(LABEL, None)
+    return Dataset(arrays, None if label is None else as_label(label, "samples"), "samples")
+
+
+def as_array(value: Any) -> np.ndarray:
+    """Makes a NumPy array of a framework's tensor, wherever it lives."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return np.ascontiguousarray(np.asarray(value))
+
+
+def random_samples(signature: Signature, seed: int = 0) -> Dataset:
+    """Makes samples from a signature alone: uniform 0..1 for floats, zero for whole numbers, 1 for free sizes."""
+    generator = np.random.default_rng(seed)
+    columns = {}
+    for spec in signature.inputs:
+        shape = (_RANDOM_SAMPLES, *(size if isinstance(size, int) else 1 for size in spec.shape[1:]))
+        floating = np.dtype(spec.dtype).kind == "f"
+        columns[spec.name] = (generator.random(shape) if floating else np.zeros(shape)).astype(spec.dtype)
+    return Dataset(columns, None, "random samples")
+
+
+def runtime_of(target: Target, artifact: Artifact) -> plugins.Runtime:
+    """Returns the target's runtime.
+
+    Raises:
+        ConfigError: It does not execute the artifact's format.
+    """
+    runtime: plugins.Runtime = plugins.get("runtimes", target.runtime)
+    if artifact.format not in runtime.formats:
+        message = f"target {target.name!r} runs {', '.join(runtime.formats)} on {runtime.name}, found a {artifact.format} file"
+        raise ConfigError(message, where=str(artifact.path), hint="choose a target whose runtime fits; run: edgekit targets")
+    return runtime
+
+
+def output_path(output: str | Path | None, name: str, scheme: str, format: str, source: Path | None) -> Path:
+    """Where a verb writes its model: where the user said, else in the current folder.
+
+    Raises:
+        ConfigError: It would overwrite its own input.
+    """
+    out = Path(output) if output else Path(f"{name}.{scheme}.{format}")
+    if out.is_dir():
+        out = out / f"{name}.{scheme}.{format}"
+    if source is not None and out.resolve() == source.resolve():
+        raise ConfigError("output and input are the same file", where=str(out), hint="give another --output")
+    return out

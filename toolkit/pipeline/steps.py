@@ -1,0 +1,269 @@
+"""Steps: what a stage is asked to do, and the key under which its output is stored.
+
+One builder per stage; this is the only place that knows a stage's dotted name, its version, and which of its options
+decide its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit import plugins
+from toolkit.artifact import Signature
+from toolkit.config import Data, Finetune, Model, Parity, Recipe
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something below another step's output folder.
+
+    Attributes:
+        step: The other step's identifier.
+        path: Path below its folder; empty for the folder itself.
+    """
+
+    step: str
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value that only another step's result will tell.
+
+    Attributes:
+        step: The other step's identifier.
+        name: Name of the fact.
+    """
+
+    step: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A stage that inspects a step's output before it is published.
+
+    Attributes:
+        name: Short name, under which its facts are kept.
+        stage: Dotted name of the stage.
+        version: Raised when the check's verdict may change.
+        model: Path of the model below the checked step's folder.
+        options: Its options.
+        needs: Outputs of earlier steps that it reads.
+        files: The user's files that it reads.
+        plugins: Plugins that it calls.
+    """
+
+    name: str
+    stage: str
+    version: int
+    model: str
+    options: Mapping[str, Any]
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    plugins: tuple[plugins.Plugin, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a stage, its inputs named but not yet computed.
+
+    Attributes:
+        id: Unique in a plan, for example ``convert:onnx``.
+        stage: Dotted name of the stage.
+        version: Raised when the stage's code may give another output for the same inputs.
+        options: Plain values; all of them decide the output.
+        derived: Options whose values are facts of earlier steps.
+        needs: Outputs of earlier steps, by role.
+        files: The user's files and folders, by role; their content decides the output.
+        plugins: Plugins that it calls; their versions decide the output.
+        checks: What must hold before the output is published.
+        cached: Whether the output may come from the store. A latency never does.
+        exclusive: Whether nothing may run beside it.
+        partial: Whether it goes on with the inputs that exist when others failed.
+    """
+
+    id: str
+    stage: str
+    version: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    plugins: tuple[plugins.Plugin, ...] = ()
+    derived: Mapping[str, Fact] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    cached: bool = True
+    exclusive: bool = False
+    partial: bool = False
+
+    @property
+    def upstream(self) -> set[str]:
+        """Identifiers of the steps that must be finished first."""
+        direct = {need.step for need in self.needs.values()} | {fact.step for fact in self.derived.values()}
+        return direct.union(need.step for check in self.checks for need in check.needs.values())
+
+
+def model_file(format: str) -> str:
+    """Name of the model file in the folder of every step that makes one."""
+    return f"model.{format}"
+
+
+def splits(data: Data, folder: Path, *, task: str, seed: int) -> Step:
+    """The training and evaluation samples, checked and stored as columns."""
+    options: dict[str, Any] = {"task": task, "seed": seed, "classes": list(data.classes)}
+    if data.factory:
+        return Step("data", "toolkit.samples.splits:run", 1, {**options, "factory": data.factory}, files={"project": folder})
+    given = {"train": data.train, "eval": data.eval}
+    files = {role: folder / path for role, path in given.items() if path is not None}
+    return Step("data", "toolkit.samples.splits:run", 1, options, files=files)
+
+
+def calibration(recipe: Recipe, *, samples: int | None, seed: int, origin: Need | Path) -> Step:
+    """The calibration samples: from the training split, or from a file of the user's."""
+    options = {
+        "samples": samples or recipe.samples,
+        "min_samples": recipe.min_samples,
+        "selection": recipe.selection,
+        "value_range": recipe.value_range,
+        "seed": seed,
+    }
+    where: dict[str, Any] = {"needs": {"data": origin}} if isinstance(origin, Need) else {"files": {"samples": origin}}
+    return Step("calibration", "toolkit.samples.calibration:run", 1, options, **where)
+
+
+def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, classes: tuple[str, ...]) -> Step:
+    """The trained weights."""
+    files = {"project": folder} | ({"weights": folder / model.weights} if model.weights else {})
+    options = {**settings.model_dump(mode="json"), "factory": model.factory, "seed": seed}
+    # Named classes ask for exactly as many outputs; without names the labels tell how many there are at least.
+    derived = {} if classes else {"classes": Fact("data", "classes")}
+    if classes:
+        options["classes"] = list(classes)
+    return Step("finetune", "toolkit.finetuning.stage:run", 1, options, {"data": Need("data")}, files, (plugins.get("sources", "torch"),), derived)
+
+
+def source_from_factory(model: Model, folder: Path, parity: Parity, *, tuned: bool) -> Step:
+    """The project's model, captured as a program together with its outputs on real samples."""
+    needs = {"data": Need("data")} | ({"weights": Need("finetune", "weights.safetensors")} if tuned else {})
+    files = {"project": folder} | ({"weights": folder / model.weights} if model.weights and not tuned else {})
+    options = {"factory": model.factory, "outputs": list(model.outputs), "samples": parity.samples}
+    return Step("source", "toolkit.sources.stage:run", 1, options, needs, files, (plugins.get("sources", "torch"),))
+
+
+def source_from_file(file: Path, format: str, parity: Parity, data: Need | Path) -> Step:
+    """A model file taken as it is, together with its outputs on real samples."""
+    runtime = plugins.runtime_for(format)
+    options = {"file": True, "format": format, "runtime": runtime.name, "samples": parity.samples}
+    needs, files = ({"data": data}, {}) if isinstance(data, Need) else ({}, {"data": data})
+    return Step("source", "toolkit.sources.stage:run", 1, options, needs, {"model": file, **files}, (runtime,), checks=(_audit(format, "float32"),))
+
+
+def convert(program: Need | Path, route: plugins.Route, signature: Signature | Fact, expected: Need | Path, parity: Parity) -> Step:
+    """A program in another format, published only if it computes what the source computes.
+
+    Args:
+        program: The source.
+        route: The route to take.
+        signature: The source's signature, or the fact that will tell it.
+        expected: Folder with the source's inputs and outputs on real samples.
+        parity: How close is close enough.
+    """
+    runtime = plugins.runtime_for(route.format)
+    expected_needs, expected_files = _origin("expected", expected)
+    options_of_parity = {"runtime": runtime.name, "min_sqnr_db": parity.min_sqnr_db, "name": model_file(route.format)}
+    model = model_file(route.format)
+    compare = Check("parity", "toolkit.measure.parity:run", 1, model, options_of_parity, expected_needs, expected_files, (runtime,))
+    options: dict[str, Any] = {"route": route.name}
+    derived: dict[str, Fact] = {}
+    if isinstance(signature, Fact):
+        derived["signature"] = signature
+    else:
+        options["signature"] = signature.model_dump(mode="json")
+    needs, files = _origin("program", program)
+    return Step(
+        f"convert:{route.format}",
+        "toolkit.convert.stage:run",
+        1,
+        options,
+        needs,
+        files,
+        (route,),
+        derived,
+        (compare, _audit(route.format, "float32")),
+    )
+
+
+def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calibration: Need | None) -> Step:
+    """A quantized model, published only if its bytes are what its label says."""
+    quantizer = plugins.quantizer(format, scheme)
+    options = {"quantizer": quantizer.name, "scheme": scheme, "method": recipe.method, "per_channel": recipe.per_channel}
+    needs, files = _origin("model", model)
+    if scheme in quantizer.needs_calibration and calibration:
+        needs["calibration"] = calibration
+    return Step(
+        f"quantize:{format}:{scheme}", "toolkit.quantization.stage:run", 1, options, needs, files, (quantizer,), checks=(_audit(format, scheme),)
+    )
+
+
+def evaluate(
+    id: str,
+    model: Need | Path,
+    data: Need | Path,
+    runtime: plugins.Runtime,
+    *,
+    threads: int,
+    memory_mb: int | None,
+    task: str,
+    reference: Need | None,
+) -> Step:
+    """Scores and accuracy of one model on one runtime."""
+    options = {
+        "runtime": runtime.name,
+        "threads": threads,
+        "memory_bytes": memory_mb * 1_000_000 if memory_mb else None,
+        "task": task,
+    }
+    model_needs, model_files = _origin("model", model)
+    data_needs, data_files = _origin("data", data)
+    needs = {**model_needs, **data_needs} | ({"reference": reference} if reference else {})
+    return Step(id, "toolkit.measure.accuracy:run", 1, options, needs, {**model_files, **data_files}, (runtime,))
+
+
+def benchmark(
+    id: str,
+    models: Mapping[str, Need | Path],
+    data: Need | Path,
+    runtime: plugins.Runtime,
+    *,
+    threads: int,
+    seconds: float,
+    baseline: str | None,
+    stand_in: str,
+) -> Step:
+    """Latency of several models on one runtime, interleaved; measured anew each time."""
+    options = {"runtime": runtime.name, "threads": threads, "seconds": seconds, "baseline": baseline, "stand_in": stand_in}
+    needs: dict[str, Need] = {}
+    files: dict[str, Path] = {}
+    for role, origin in {**models, "data": data}.items():
+        more_needs, more_files = _origin(role, origin)
+        needs.update(more_needs)
+        files.update(more_files)
+    return Step(id, "toolkit.measure.latency:run", 1, options, needs, files, (runtime,), cached=False, exclusive=True, partial=True)
+
+
+def _audit(format: str, expect: str) -> Check:
+    """The file's bytes must be what its label says."""
+    options = {"format": format, "expect": expect}
+    return Check("audit", "toolkit.audit.stage:run", 1, model_file(format), options, plugins=(plugins.reader(format),))
+
+
+def _origin(role: str, origin: Need | Path) -> tuple[dict[str, Need], dict[str, Path]]:
+    return ({role: origin}, {}) if isinstance(origin, Need) else ({}, {role: origin})
+
+
+def inspection(model: Path, format: str) -> Step:
+    """What a model file contains, and which scheme its bytes have."""
+    return Step("inspect", "toolkit.audit.stage:describe", 1, {"format": format}, files={"model": model}, plugins=(plugins.reader(format),))

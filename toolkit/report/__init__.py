@@ -1,0 +1,1 @@
+"""Reports: one file per form that people or programs read."""

@@ -1,0 +1,1 @@
+"""Samples: which ones train, which calibrate, which judge."""

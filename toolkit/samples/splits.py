@@ -1,0 +1,171 @@
+"""Stage: brings the training and the evaluation split into one form and refuses data that would make a figure worthless.
+
+Input is a factory of the project or two files; output are the folders ``train/`` and ``eval/`` (a lone ``eval/`` when
+there is nothing to train on), one ``.npy`` file per column.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.dataset import LABEL, Dataset, as_label, load
+from toolkit.errors import InputRejected
+from toolkit.factory import load_factory
+from toolkit.job import Facts, Job
+from toolkit.samples.checks import check_dtypes, check_finite
+
+SPLITS = ("train", "eval")
+
+
+def run(job: Job) -> Facts:
+    """Reads, checks and writes the splits.
+
+    Args:
+        job: Inputs are ``project`` (folder of the factory), or ``eval`` and optionally ``train`` (``.npz`` files or folders of
+            ``.npy`` files). Options: ``factory`` (``module:function``), ``classes`` (names by index; empty takes any index)
+            and ``seed`` (set for Python's and NumPy's global generators before the factory is called).
+
+    Returns:
+        ``n_train``, ``n_eval``, ``inputs`` (``dtype`` and ``shape`` of one sample by column), ``classes`` (how many),
+        ``class_names``, ``per_class`` (samples by split and class name) and ``notes`` (worth knowing, not wrong).
+
+    Raises:
+        InputRejected: A split is empty or malformed, the two do not match, or they share samples.
+        ConfigError: The factory does not exist.
+        StageFailed: The factory raises.
+    """
+    classes = tuple(job.options.get("classes") or ())
+    splits = _read(job)
+    for data in splits.values():
+        _check_split(data, classes)
+    if "train" in splits:
+        _check_match(splits["train"], splits["eval"])
+        _check_overlap(splits["train"], splits["eval"])
+    for done, (name, data) in enumerate(splits.items()):
+        job.progress(done, len(splits), f"writing {name}")
+        data.write(job.out / name)
+    return _facts(splits, classes)
+
+
+def _read(job: Job) -> dict[str, Dataset]:
+    if "project" not in job.inputs:
+        return {name: load(job.inputs[name]) for name in SPLITS if name in job.inputs}
+    spec = str(job.options["factory"])
+    factory = load_factory(job.inputs["project"], spec)
+    seed = int(job.options.get("seed", 0))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    found = factory()
+    if not isinstance(found, Mapping) or "eval" not in found or set(found) - set(SPLITS):
+        keys = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise InputRejected(
+            f"returned {keys}, expected a dict with 'eval' and optionally 'train'",
+            where=f"factory {spec}",
+            hint='return {"train": {"<input>": array, "label": ints}, "eval": {...}}',
+        )
+    return {name: _split(found[name], f"{name} split of {spec}") for name in SPLITS if found.get(name) is not None}
+
+
+def _split(columns: Any, where: str) -> Dataset:
+    """Turns what a factory returned for one split into a data set."""
+    if not isinstance(columns, Mapping):
+        raise InputRejected(f"is a {type(columns).__name__}, expected a dict of arrays", where=where, hint="name every array like the model's input")
+    arrays = {str(name): _array(column, str(name), where) for name, column in columns.items()}
+    label = arrays.pop(LABEL, None)
+    return Dataset(arrays, None if label is None else as_label(label, where), where)
+
+
+def _array(column: Any, name: str, where: str) -> np.ndarray:
+    try:
+        array = np.asarray(column)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputRejected(f"column {name!r} is not one array: {error}", where=where, hint="give every sample the same shape") from error
+    if not array.ndim:
+        raise InputRejected(
+            f"column {name!r} is a {type(column).__name__}, expected an array with one row per sample", where=where, hint="stack the samples"
+        )
+    return array
+
+
+def _check_split(data: Dataset, classes: Sequence[str]) -> None:
+    for name in data.columns:
+        # Columns become file names, so a name must not be able to leave the folder.
+        if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
+            raise InputRejected(f"column {name!r} cannot be a name", where=data.where, hint="use letters, digits, '_', '-' and '.'")
+    check_dtypes(data)
+    check_finite(data)
+    if data.label is None:
+        raise InputRejected(f"has no column 'label', found {sorted(data.columns)}", where=data.where, hint="add the class index of every sample")
+    wrong = np.flatnonzero(data.label >= len(classes)) if classes else np.empty(0, int)
+    if wrong.size:
+        raise InputRejected(
+            f"column 'label' has {int(data.label[wrong[0]])} in sample {int(wrong[0])}, expected 0..{len(classes) - 1} ({wrong.size} such samples)",
+            where=data.where,
+            hint="mend the labels, or name every class in data.classes",
+        )
+
+
+def _check_match(train: Dataset, evaluation: Dataset) -> None:
+    if set(train.columns) != set(evaluation.columns):
+        raise InputRejected(
+            f"columns are {sorted(evaluation.columns)}, the train split has {sorted(train.columns)}",
+            where=evaluation.where,
+            hint="give both splits the same columns",
+        )
+    for name, column in train.columns.items():
+        expected, found = (f"{list(one.shape[1:])} {one.dtype}" for one in (column, evaluation.columns[name]))
+        if expected != found:
+            raise InputRejected(
+                f"column {name!r} has samples of {found}, those of the train split are {expected}",
+                where=evaluation.where,
+                hint="prepare both splits in the same way",
+            )
+
+
+def _check_overlap(train: Dataset, evaluation: Dataset) -> None:
+    seen: dict[bytes, int] = {}
+    for row, digest in enumerate(train.digests()):
+        seen.setdefault(digest, row)
+    shared = [(row, seen[digest]) for row, digest in enumerate(evaluation.digests()) if digest in seen]
+    if shared:
+        row, twin = shared[0]
+        raise InputRejected(
+            f"{len(shared)} of {len(evaluation)} samples are in the train split too; the first is sample {row}, which is train sample {twin}",
+            where=evaluation.where,
+            hint="remove them from one split: accuracy on samples seen in training says nothing",
+        )
+
+
+def _facts(splits: Mapping[str, Dataset], classes: Sequence[str]) -> Facts:
+    evaluation = splits["eval"]
+    labels = {name: data.label for name, data in splits.items() if data.label is not None}
+    count = len(classes) or 1 + max(int(label.max()) for label in labels.values())
+    names = list(classes) or [str(index) for index in range(count)]
+    per_class = {name: dict(zip(names, np.bincount(label, minlength=count).tolist(), strict=True)) for name, label in labels.items()}
+    return {
+        "n_train": len(splits["train"]) if "train" in splits else 0,
+        "n_eval": len(evaluation),
+        "inputs": {name: {"dtype": str(column.dtype), "shape": list(column.shape[1:])} for name, column in evaluation.columns.items()},
+        "classes": count,
+        "class_names": names,
+        "per_class": per_class,
+        "notes": _notes(per_class, evaluation),
+    }
+
+
+def _notes(per_class: Mapping[str, Mapping[str, int]], evaluation: Dataset) -> list[str]:
+    tested = per_class["eval"]
+    notes = [f"class {name!r} has no evaluation samples" for name, n in tested.items() if not n]
+    if "train" in per_class:
+        notes += [
+            f"class {name!r} is evaluated ({n} samples) but never occurs in train" for name, n in tested.items() if n and not per_class["train"][name]
+        ]
+    repeated = len(evaluation) - len(set(evaluation.digests()))
+    if repeated:
+        notes.append(f"{repeated} of {len(evaluation)} evaluation samples repeat another one")
+    return notes

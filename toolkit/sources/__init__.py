@@ -1,0 +1,1 @@
+"""Sources: live framework objects captured as program files."""

@@ -1,0 +1,280 @@
+"""PyTorch: captures an ``nn.Module`` with ``torch.export`` as a ``.pt2`` program for one sample.
+
+The program takes its inputs by the names of the examples and returns a dict of named outputs, so that names survive
+every later conversion.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.errors import InputRejected, StageFailed
+from toolkit.factory import CODE_ERRORS, first_line
+from toolkit.plugins import Arrays, Source
+
+if TYPE_CHECKING:
+    import torch
+
+# Two runs of the same sample may differ by rounding when threads share a sum; random layers differ by far more.
+_REPEAT_TOLERANCE = 1e-5
+
+
+class TorchSource:
+    """Captures ``torch.nn.Module``."""
+
+    name = "torch"
+    version = 1
+    format = "pt2"
+    framework = "torch"
+    modules: tuple[str, ...] = ("torch",)
+    distributions: tuple[str, ...] = ("torch",)
+    extra = "edgekit[torch]"
+
+    def accepts(self, model: object) -> bool:
+        """Whether ``model`` is an ``nn.Module``; never imports torch, because a live module has done so already."""
+        return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
+
+    def prepare(self, model: Any, weights: Path | None) -> Any:
+        """Loads a ``.safetensors`` file into a freshly built model, if there is one, and puts it in inference mode.
+
+        Raises:
+            InputRejected: The file is damaged, or its tensors are not exactly the model's.
+        """
+        if weights is not None:
+            _load_weights(model, weights)
+        return model.eval()
+
+    def capture(self, model: Any, examples: Arrays, out: Path, *, outputs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """Writes the program to ``out`` and returns the live model's outputs, computed one sample at a time.
+
+        Inputs are passed by keyword when ``forward`` has parameters of all the examples' names, otherwise by position in
+        the examples' order. Outputs are named by ``outputs``, else by the keys of a returned dict, else ``output_0`` and
+        so on; where the model returns a dict, ``outputs`` may also choose some of its keys. Nothing is moved or changed.
+
+        Args:
+            model: The live module, on the CPU and in inference mode.
+            examples: Inputs by name, ``[n x ...]``.
+            out: The ``.pt2`` file to write.
+            outputs: Names of the outputs, in order.
+
+        Returns:
+            Outputs by name, ``[n x ...]``.
+
+        Raises:
+            InputRejected: The model is in training mode, not on the CPU or not deterministic, names do not fit, or an
+                output is not a tensor with the batch first.
+            StageFailed: The model raises on the examples, or ``torch.export`` cannot capture it.
+        """
+        import torch
+
+        _check_model(model)
+        _check_examples(examples)
+        named = _named(model, tuple(examples), outputs)
+        with torch.inference_mode():
+            expected = _live_outputs(named, list(_samples(examples)))
+        first = next(_samples(examples))
+        out.write_bytes(_export(named, first))
+        return expected
+
+
+SOURCE: Source = TorchSource()
+
+
+def _check_model(model: torch.nn.Module) -> None:
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise InputRejected(f"the model is in training mode (first: {training[0]})", where=type(model).__name__, hint="call model.eval() first")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    away = [f"{name} on {tensor.device}" for name, tensor in tensors if tensor.device.type != "cpu"]
+    if away:
+        raise InputRejected(f"the model is not on the CPU (first: {away[0]})", where=type(model).__name__, hint="call model.cpu() first")
+
+
+def _check_examples(examples: Arrays) -> None:
+    _check_names("input", examples)
+    lengths = {name: len(column) if column.ndim else 0 for name, column in examples.items()}
+    if not lengths or min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
+        raise InputRejected(
+            f"examples need at least one sample and equal lengths, found {lengths}", where="examples", hint="stack samples along the first axis"
+        )
+
+
+def _check_names(kind: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InputRejected(f"{kind} name {name!r} is not a Python identifier", where=f"{kind}s", hint="use letters, digits and underscores")
+
+
+def _named(model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> torch.nn.Module:
+    """Wraps a model so that it takes ``inputs`` by keyword and returns a dict."""
+    import torch
+
+    by_keyword = _by_keyword(model, inputs)
+    _check_names("output", outputs)
+    if len(set(outputs)) < len(outputs):
+        raise InputRejected(f"output names {list(outputs)} repeat", where="outputs", hint="give every output its own name")
+
+    class Named(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.training = False
+
+        def forward(self, **named: torch.Tensor) -> dict[str, torch.Tensor]:
+            values = {name: named[name] for name in inputs}
+            result = self.model(**values) if by_keyword else self.model(*values.values())
+            return _name_outputs(result, outputs)
+
+    return Named()
+
+
+def _by_keyword(model: torch.nn.Module, inputs: tuple[str, ...]) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = [item.name for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    keywords = {item.name for item in parameters if item.kind in (item.KEYWORD_ONLY, item.POSITIONAL_OR_KEYWORD)}
+    kinds = {item.kind for item in parameters}
+    if set(inputs) <= keywords or (not positional and inspect.Parameter.VAR_KEYWORD in kinds):
+        return True
+    room = len(positional) >= len(inputs) or inspect.Parameter.VAR_POSITIONAL in kinds
+    # A name that forward knows, at another place, means the order is not the user's: guessing would swap inputs silently.
+    swapped = any(name in positional and positional.index(name) != place for place, name in enumerate(inputs))
+    if not room or swapped:
+        raise InputRejected(
+            f"inputs are named {list(inputs)}, forward takes {positional or sorted(keywords)}",
+            where=f"{type(model).__name__}.forward",
+            hint="name the examples like forward's parameters",
+        )
+    return False
+
+
+def _name_outputs(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    if isinstance(result, Mapping):
+        found = {name: value for name, value in result.items() if value is not None}
+        if names and set(names) <= set(found):
+            return _tensors({name: found[name] for name in names})
+    else:
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        found = {f"output_{place}": value for place, value in enumerate(parts)}
+    if names and len(names) != len(found):
+        raise InputRejected(
+            f"the model returns {len(found)} outputs {list(found)}, found {len(names)} names {list(names)}", where="outputs", hint="name every output"
+        )
+    return _tensors(dict(zip(names, found.values(), strict=True)) if names else found)
+
+
+def _tensors(found: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    _check_names("output", found)
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputRejected(
+                f"output {name!r} is a {type(value).__name__}, not a tensor", where="outputs", hint="return tensors, or choose outputs by name"
+            )
+    return found
+
+
+def _samples(examples: Arrays) -> Iterator[dict[str, torch.Tensor]]:
+    import torch
+
+    for row in range(len(next(iter(examples.values())))):
+        # A copy, because the arrays may be memory-mapped read-only and a model may write into its input.
+        yield {name: torch.from_numpy(np.array(column[row : row + 1])) for name, column in examples.items()}
+
+
+def _live_outputs(named: torch.nn.Module, samples: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    again = _run(named, {name: value.clone() for name, value in samples[0].items()})
+    rows = [_run(named, sample) for sample in samples]
+    for name, value in again.items():
+        if not np.allclose(value, rows[0][name], rtol=0, atol=_REPEAT_TOLERANCE * _largest(value), equal_nan=True):
+            raise InputRejected(
+                f"output {name!r} differs when the same sample runs twice", where="model", hint="remove randomness from the inference path"
+            )
+    return {name: np.concatenate([row[name] for row in rows]) for name in again}
+
+
+def _largest(value: np.ndarray) -> float:
+    finite = np.abs(value[np.isfinite(value)])
+    return float(finite.max()) if finite.size else 0.0
+
+
+def _run(named: torch.nn.Module, sample: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    try:
+        result = named(**sample)
+    except CODE_ERRORS as error:
+        shapes = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in sample.items())
+        raise StageFailed(f"the model raised {first_line(error)}", where=f"forward on {shapes}", hint="give samples the model accepts") from error
+    for name, value in result.items():
+        if value.ndim < 1 or value.shape[0] != 1:
+            raise InputRejected(
+                f"output {name!r} of one sample has shape {list(value.shape)}", where="outputs", hint="return the batch as first axis"
+            )
+    return {name: value.numpy() for name, value in result.items()}
+
+
+def _export(named: torch.nn.Module, sample: dict[str, torch.Tensor]) -> bytes:
+    import torch
+    from torch._export.error import ExportError, InternalError
+    from torch._export.verifier import SpecViolationError
+
+    try:
+        # no_grad, not inference_mode: inference tensors cannot be saved for tracing.
+        with torch.no_grad():
+            program = torch.export.export(named, (), kwargs=sample)
+            _forget_origin(program, sample)
+            buffer = io.BytesIO()  # a file's name would become part of the archive's bytes
+            torch.export.save(program, buffer)
+    except (*CODE_ERRORS, ExportError, InternalError, SpecViolationError) as error:
+        raise StageFailed(
+            f"torch.export cannot capture the model: {first_line(error)}",
+            where=type(named.model).__name__,
+            hint="move data-dependent Python code out of forward, or write it with torch.where and torch.cond",
+        ) from error
+    return buffer.getvalue()
+
+
+def _forget_origin(program: torch.export.ExportedProgram, sample: dict[str, torch.Tensor]) -> None:
+    """Drops source paths and the user's sample, which the program would carry along as its example."""
+    import torch
+
+    program._example_inputs = ((), {name: torch.zeros_like(value) for name, value in sample.items()})
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+def _load_weights(model: torch.nn.Module, weights: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(weights)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputRejected(
+            f"is not a readable safetensors file: {first_line(error)}", where=str(weights), hint="write it with safetensors"
+        ) from error
+    mismatches = _mismatches(model.state_dict(), found)
+    if mismatches:
+        hint = "build the model that these weights were saved from"
+        raise InputRejected(f"does not fit the model: {'; '.join(mismatches)}", where=str(weights), hint=hint)
+    model.load_state_dict(found, strict=False)
+
+
+def _mismatches(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """Compares tensor by tensor; one that shares memory with a stored one may be missing, safetensors keeps only one of them."""
+    shared = {value.data_ptr() for name, value in wanted.items() if name in found and value.numel()}
+    lines = [f"{name} is missing" for name, value in wanted.items() if name not in found and not (value.numel() and value.data_ptr() in shared)]
+    lines += [f"{name} is not in the model" for name in found if name not in wanted]
+    for name in sorted(set(wanted) & set(found)):
+        have, want = found[name], wanted[name]
+        if (have.shape, have.dtype) != (want.shape, want.dtype):
+            lines.append(f"{name} is {list(have.shape)} {have.dtype}, expected {list(want.shape)} {want.dtype}")
+    return lines
