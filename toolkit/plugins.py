@@ -40,6 +40,9 @@ class Plugin(Protocol):
         modules: Import names that must be present, for example ``("torch", "onnxscript")``.
         distributions: Their distributions, whose versions are part of every cache key.
         extra: What to install when one is missing, for example ``edgekit[torch,onnx]``.
+
+    A plugin whose framework takes seconds to import may also have ``preload``, a tuple of modules that a server imports
+    once for all stages of that framework. Importing them must start no threads.
     """
 
     name: str
@@ -278,6 +281,11 @@ def require(plugin: Plugin) -> None:
     missing = missing_modules(plugin)
     if missing:
         raise MissingExtra(f"{plugin.name} needs {', '.join(missing)}, which is not installed", hint=f'run: pip install "{plugin.extra}"')
+
+
+def preload(plugin: Plugin) -> tuple[str, ...]:
+    """Returns the modules that may be imported once and shared between this plugin's stages; usually none."""
+    return tuple(getattr(plugin, "preload", ()))
 
 
 def versions(plugin: Plugin) -> dict[str, str]:

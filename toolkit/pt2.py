@@ -18,6 +18,8 @@ from toolkit.factory import CODE_ERRORS, first_line
 if TYPE_CHECKING:
     import torch
 
+# What every PyTorch stage imports: the second is most of the time, and comes along with any optimizer or export.
+PRELOAD = ("torch", "torch._dynamo")
 _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 

@@ -1,33 +1,105 @@
 """The other side of :mod:`toolkit.worker`: runs one stage, writes its result, ends.
 
-Started as a script. Standard output of the stage goes to the log, as frameworks print freely; the real standard output
-carries progress alone, one JSON array a line.
+Started as a script, in one of two ways. ``worker_child.py FOLDER`` runs the request in a folder. ``worker_child.py --serve
+MODULE,MODULE`` imports modules once and then forks a child for each request that it reads from standard input, so that
+stages of one framework share its slow import and nothing else.
+
+Standard output of a stage goes to its log, as frameworks print freely; the real standard output carries messages alone,
+one JSON array a line: ``["progress", job, done, total, note]``, ``["started", job, pid]`` and ``["ended", job, status]``.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
+import select
+import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+_POLL_SECONDS = 0.01
 
 
-def main(folder: Path) -> None:
+def run_once(folder: Path) -> None:
     """Runs the request in ``folder`` and leaves ``result.json`` there."""
-    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    messages = os.dup(1)
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when_stdin_closes, daemon=True).start()
+    _run_request(folder, messages, 0)
+
+
+def serve(modules: list[str]) -> None:
+    """Imports ``modules`` and forks a child per line ``{"job": ..., "folder": ..., "log": ...}`` until input ends."""
+    messages = os.dup(1)
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+    for module in modules:
+        importlib.import_module(module)
+    children: dict[int, int] = {}
+    pending = b""
+    while True:
+        if select.select([0], [], [], _POLL_SECONDS if children else None)[0]:
+            received = os.read(0, 65536)
+            if not received:
+                break
+            *lines, pending = (pending + received).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                child = _fork(request, messages)
+                children[child] = request["job"]
+                _send(messages, ["started", request["job"], child])
+        _reap(children, messages)
+    for child in children:
+        os.killpg(child, signal.SIGKILL)
+
+
+def _fork(request: dict[str, Any], messages: int) -> int:
+    child = os.fork()
+    if child:
+        # Done on both sides, as either may come first: the group must exist before anyone kills it.
+        _make_group(child)
+        return child
+    _make_group(0)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.enable()
+    threading.Thread(target=_end_when_orphaned, args=(os.getppid(),), daemon=True).start()
+    _run_request(Path(request["folder"]), messages, request["job"])
+    return 0
+
+
+def _make_group(process: int) -> None:
+    try:
+        os.setpgid(process, 0)
+    except OSError:
+        return
+
+
+def _reap(children: dict[int, int], messages: int) -> None:
+    while children:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if not child:
+            return
+        if child in children:
+            _send(messages, ["ended", children.pop(child), os.waitstatus_to_exitcode(status)])
+
+
+def _run_request(folder: Path, messages: int, job: int) -> None:
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     warnings.simplefilter("ignore")
     if request["memory_bytes"]:
         _cap_memory(request["memory_bytes"])
-    result = _call(request, events)
+    result = _call(request, messages, job)
     partial = folder / "result.tmp"
     partial.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
     partial.replace(folder / "result.json")
@@ -37,12 +109,12 @@ def main(folder: Path) -> None:
     os._exit(0)
 
 
-def _call(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
+def _call(request: dict[str, Any], messages: int, job: int) -> dict[str, Any]:
     from toolkit.errors import StageFailed, StageOutOfMemory, ToolkitError
     from toolkit.job import Job
 
     def progress(done: int, total: int, note: str) -> None:
-        print(json.dumps([done, total, note]), file=events, flush=True)
+        _send(messages, ["progress", job, done, total, note[:200]])
 
     stage = request["stage"]
     inputs = {role: Path(path) for role, path in request["inputs"].items()}
@@ -62,15 +134,26 @@ def _call(request: dict[str, Any], events: IO[str]) -> dict[str, Any]:
         return {"error": StageFailed(f"{type(error).__name__}: {_essence(error)}", where=stage).to_dict()}
 
 
+def _send(messages: int, message: list[Any]) -> None:
+    """Writes one line in one call: the system keeps lines this short whole, whoever else writes."""
+    os.write(messages, json.dumps(message).encode() + b"\n")
+
+
 def _essence(error: BaseException) -> str:
     """The first line that says something; frameworks put pages behind it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else "no message"
 
 
-def _end_with_parent() -> None:
-    """Ends this process when standard input closes: the parent is gone."""
+def _end_when_stdin_closes() -> None:
+    """Ends this process when its parent, who holds the other end, is gone."""
     os.read(0, 1)
+    os._exit(1)
+
+
+def _end_when_orphaned(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
     os._exit(1)
 
 
@@ -81,4 +164,8 @@ def _cap_memory(memory_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if sys.argv[1] == "--serve":
+        serve(sys.argv[2].split(","))
+    else:
+        run_once(Path(sys.argv[1]))

@@ -1,8 +1,6 @@
 """Handwritten digits, 8 x 8 pixels: data that scikit-learn ships inside its package, and a small network for them."""
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 
 HELD_OUT = 900  # of 1797: enough to see a change of one percentage point
@@ -10,6 +8,10 @@ HELD_OUT = 900  # of 1797: enough to see a change of one percentage point
 
 def load():
     """Returns the two splits, ``image`` [n x 1 x 8 x 8] float32 in 0..1 and ``label`` [n]. Nothing is downloaded."""
+    # Imported here, as training and capturing import this file too and need the network alone.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)[:, np.newaxis]
     # A digit that occurs twice must not end up on both sides of the split.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,30 @@ from toolkit import errors, worker
 from toolkit.job import Job
 
 
-def call(stage: str, tmp_path: Path, *, timeout_seconds: float = 60.0, memory_bytes: int | None = None, progress=None, **options):
+@pytest.fixture(params=[(), ("decimal",)], ids=["fresh", "forked"], autouse=True)
+def preload(request):
+    """Every test runs both ways a child can come into being."""
+    yield request.param
+    worker.stop_all()
+
+
+@pytest.fixture
+def call(preload, tmp_path):
+    return partial(_call, preload, tmp_path)
+
+
+def _call(preload, tmp_path: Path, stage: str, *, timeout_seconds: float = 60.0, memory_bytes: int | None = None, progress=None, **options):
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     job = Job({}, options, out, progress) if progress else Job({}, options, out)
-    return worker.run(f"tests.stages:{stage}", job, timeout_seconds=timeout_seconds, log=tmp_path / "log.txt", memory_bytes=memory_bytes)
+    return worker.run(
+        f"tests.stages:{stage}", job, timeout_seconds=timeout_seconds, log=tmp_path / "log.txt", memory_bytes=memory_bytes, preload=preload
+    )
 
 
-def test_facts_come_back_and_noise_stays_in_the_log(tmp_path, capfd):
+def test_facts_come_back_and_noise_stays_in_the_log(call, tmp_path, capfd):
     heard = []
-    facts = call("echo", tmp_path, append="!", progress=lambda *event: heard.append(event))
+    facts = call("echo", append="!", progress=lambda *event: heard.append(event))
     assert facts == {"options": {"append": "!"}, "length": 0}
     assert heard == [(1, 2, "half"), (2, 2, "done")]
     assert capfd.readouterr().out == ""
@@ -44,58 +59,60 @@ def test_facts_come_back_and_noise_stays_in_the_log(tmp_path, capfd):
         ("no_such_stage", errors.StageFailed, "AttributeError"),
     ],
 )
-def test_deaths_are_typed(stage, kind, says, tmp_path):
+def test_deaths_are_typed(stage, kind, says, call):
     with pytest.raises(kind, match=says) as caught:
-        call(stage, tmp_path)
+        call(stage)
     assert type(caught.value) is kind
     assert caught.value.exit_code == 5
     assert "\n" not in caught.value.message
 
 
-def test_a_deliberate_error_keeps_type_place_and_advice(tmp_path):
+def test_a_deliberate_error_keeps_type_place_and_advice(call):
     with pytest.raises(errors.InputRejected) as caught:
-        call("reject", tmp_path)
+        call("reject")
     assert (caught.value.message, caught.value.where, caught.value.hint) == ("found 3, expected 4", "tensor x", "give 4")
 
 
-def test_a_hang_is_ended(tmp_path):
+def test_a_hang_is_ended(call):
     with pytest.raises(errors.StageTimeout, match="ran past 2 s"):
-        call("hang", tmp_path, timeout_seconds=2)
+        call("hang", timeout_seconds=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space limits are enforced on Linux alone")
-def test_a_memory_limit_is_typed(tmp_path):
+def test_a_memory_limit_is_typed(call):
     with pytest.raises(errors.StageOutOfMemory):
-        call("eat_memory", tmp_path, memory_bytes=2 << 30)
+        call("eat_memory", memory_bytes=2 << 30)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
-def test_what_a_stage_started_ends_with_it(tmp_path):
-    pid = call("child_outlives", tmp_path)["pid"]
+def test_what_a_stage_started_ends_with_it(call):
+    pid = call("child_outlives")["pid"]
     assert not _alive(pid)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
-def test_a_killed_parent_takes_the_child_along(tmp_path):
+def test_a_killed_parent_takes_the_child_along(preload, tmp_path):
     script = (
         "from pathlib import Path; from toolkit import worker; from toolkit.job import Job\n"
         f"out = Path({str(tmp_path)!r})\n"
         "options = {'started': str(out / 'started'), 'go': str(out / 'never')}\n"
-        "worker.run('tests.stages:slow', Job({}, options, out), timeout_seconds=300)\n"
+        f"worker.run('tests.stages:slow', Job({{}}, options, out), timeout_seconds=300, preload={preload!r})\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
     try:
         _wait_for(lambda: (tmp_path / "started").exists())
-        children = _children(parent.pid)
-        assert children
+        children = _descendants(parent.pid)
+        assert len(children) == (2 if preload else 1)
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     _wait_for(lambda: not any(_alive(pid) for pid in children))
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _descendants(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return children + [below for child in children for below in _descendants(child)]
 
 
 def _alive(pid: int) -> bool:

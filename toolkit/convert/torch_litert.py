@@ -25,6 +25,7 @@ class TorchLiteRT:
     modules: tuple[str, ...] = ("torch", "litert_torch")
     distributions: tuple[str, ...] = ("torch", "litert-torch", "litert-converter")
     extra = "edgekit[torch,litert]"
+    preload = pt2.PRELOAD
 
     def convert(self, program: Path, out: Path, signature: Signature) -> None:
         """Converts a ``.pt2`` program.

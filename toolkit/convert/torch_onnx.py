@@ -26,6 +26,7 @@ class TorchOnnx:
     modules: tuple[str, ...] = ("torch", "onnx", "onnxscript")
     distributions: tuple[str, ...] = ("torch", "onnx", "onnxscript")
     extra = "edgekit[torch,onnx]"
+    preload = pt2.PRELOAD
 
     def convert(self, program: Path, out: Path, signature: Signature) -> None:
         """Converts a ``.pt2`` program.

@@ -114,10 +114,11 @@ class _Run:
                         self._settle(step, future.result())
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
-                worker.stop_all()
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted("interrupted; finished stages are kept, and the next run continues from them") from None
                 raise
+            finally:
+                worker.stop_all()
         return {id: self.results[id] for id in self.steps}
 
     def _startable(self, running: set[str], jobs: int) -> list[Step]:
@@ -186,7 +187,8 @@ class _Run:
         """Calls the stage, then its checks on what it wrote."""
         progress = self._progress_of(step.id)
         log = self.store.logs / f"{step.id.replace(':', '-').replace('/', '-')}-{os.getpid()}.txt"
-        facts = worker.run(step.stage, Job(inputs, options, out, progress), timeout_seconds=self.timeout_seconds, log=log)
+        preload = step.preload or _preload(step.plugins)
+        facts = worker.run(step.stage, Job(inputs, options, out, progress), timeout_seconds=self.timeout_seconds, log=log, preload=preload)
         if step.checks:
             facts["checks"] = {check.name: self._check(check, out, log) for check in step.checks}
         return facts
@@ -195,7 +197,8 @@ class _Run:
         inputs = {**check.files, **{role: self._locate(need) for role, need in check.needs.items()}, "model": out / check.model}
         with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
             job = Job(inputs, check.options, Path(scratch))
-            return worker.run(check.stage, job, timeout_seconds=self.timeout_seconds, log=log.with_suffix(f".{check.name}.txt"))
+            output = log.with_suffix(f".{check.name}.txt")
+            return worker.run(check.stage, job, timeout_seconds=self.timeout_seconds, log=output, preload=_preload(check.plugins))
 
     def _progress_of(self, id: str) -> Any:
         return lambda done, total, note: self.listener.progressed(id, done, total, note)
@@ -239,6 +242,12 @@ class _Run:
             if (role, path) not in self._fingerprints:
                 self._fingerprints[role, path] = fingerprint(role, path)
             return self._fingerprints[role, path]
+
+
+def _preload(used: Iterable[plugins.Plugin]) -> tuple[str, ...]:
+    """What the stages of these plugins share; nothing as soon as they differ, as frameworks do not mix."""
+    found = {plugins.preload(plugin) for plugin in used}
+    return found.pop() if len(found) == 1 else ()
 
 
 def _versions(used: Iterable[plugins.Plugin]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def make_plan(project: Project, folder: Path) -> Plan:
     recipe = _recipe(project, folder)
     candidates = _candidates(project.name, demands, source_format)
     quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
-    chain = [steps.splits(project.data, folder, task=project.task, seed=project.seed)]
+    preload = plugins.preload(plugins.get("sources", "torch")) if project.model.factory else ()
+    chain = [steps.splits(project.data, folder, task=project.task, seed=project.seed, preload=preload)]
     if recipe and any(candidate.scheme in plugins.quantizer(candidate.format, candidate.scheme).needs_calibration for candidate in quantized):
         chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data")))
     chain += _source(project, folder, source_format)

@@ -81,6 +81,7 @@ class Step:
         files: The user's files and folders, by role; their content decides the output.
         plugins: Plugins that it calls; their versions decide the output.
         checks: What must hold before the output is published.
+        preload: Modules that a server may import once for all steps that name the same ones.
         cached: Whether the output may come from the store. A latency never does.
         exclusive: Whether nothing may run beside it.
         partial: Whether it goes on with the inputs that exist when others failed.
@@ -95,6 +96,7 @@ class Step:
     plugins: tuple[plugins.Plugin, ...] = ()
     derived: Mapping[str, Fact] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    preload: tuple[str, ...] = ()
     cached: bool = True
     exclusive: bool = False
     partial: bool = False
@@ -111,11 +113,15 @@ def model_file(format: str) -> str:
     return f"model.{format}"
 
 
-def splits(data: Data, folder: Path, *, task: str, seed: int) -> Step:
-    """The training and evaluation samples, checked and stored as columns."""
+def splits(data: Data, folder: Path, *, task: str, seed: int, preload: tuple[str, ...] = ()) -> Step:
+    """The training and evaluation samples, checked and stored as columns.
+
+    ``preload`` helps a factory whose file also builds the model: it imports that model's framework.
+    """
     options: dict[str, Any] = {"task": task, "seed": seed, "classes": list(data.classes)}
     if data.factory:
-        return Step("data", "toolkit.samples.splits:run", 1, {**options, "factory": data.factory}, files={"project": folder})
+        options["factory"] = data.factory
+        return Step("data", "toolkit.samples.splits:run", 1, options, files={"project": folder}, preload=preload)
     given = {"train": data.train, "eval": data.eval}
     files = {role: folder / path for role, path in given.items() if path is not None}
     return Step("data", "toolkit.samples.splits:run", 1, options, files=files)

@@ -25,6 +25,7 @@ class TorchRuntime:
     modules: tuple[str, ...] = ("torch",)
     distributions: tuple[str, ...] = ("torch",)
     extra = "edgekit[torch]"
+    preload = pt2.PRELOAD
     formats: tuple[str, ...] = ("pt2",)
 
     def open(self, model: Path, *, threads: int) -> TorchSession:

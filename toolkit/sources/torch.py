@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit import pt2
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays, Source
@@ -36,6 +37,7 @@ class TorchSource:
     modules: tuple[str, ...] = ("torch",)
     distributions: tuple[str, ...] = ("torch",)
     extra = "edgekit[torch]"
+    preload = pt2.PRELOAD
 
     def accepts(self, model: object) -> bool:
         """Whether ``model`` is an ``nn.Module``; never imports torch, because a live module has done so already."""
