@@ -93,3 +93,13 @@ def note_times(job: Job) -> Facts:
     start = time.monotonic()
     time.sleep(0.3)
     return {"start": start, "end": time.monotonic()}
+
+
+def big(job: Job) -> Facts:
+    """Writes a file in many pieces, so that a killed process is likely to die in the middle of one."""
+    with (job.out / "big.bin").open("wb") as stream:
+        for piece in range(40):
+            stream.write(bytes([job.options["n"]]) * 100_000)
+            stream.flush()
+            time.sleep(0.002 if piece else 0.05)
+    return {"n": job.options["n"]}

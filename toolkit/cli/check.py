@@ -47,7 +47,7 @@ def check(
     }
     wanted = {name: value for name, value in given.items() if value is not None}
     with progress() as listener:
-        if subject.is_dir() or subject.suffix == ".toml":
+        if subject.is_dir() or subject.suffix in ("", ".toml"):
             for_models = {"--data": data, "--target": target, "--reference": reference, "budgets": wanted or None}
             if stray := [name for name, value in for_models.items() if value is not None]:
                 raise ConfigError(f"{', '.join(stray)} go with a model file; a project says these itself", hint="write them into edgekit.toml")

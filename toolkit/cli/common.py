@@ -78,11 +78,11 @@ def emit(result: Any, text: Callable[[Console], None]) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that neither wraps paths nor invents a width when it writes to a file."""
+    """A console as wide as the terminal; wide enough for one line a row when a file or a log is written."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else 160)
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else 240)
 
 
 def progress() -> Progress:

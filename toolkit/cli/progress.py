@@ -49,8 +49,6 @@ class Progress:
             self.count += 1
             line = f"[{self.count:2}/{self.total}] {record.step}: {_outcome(record)}"
         self.console.print(line, markup=False, style=_COLOURS[record.status])
-        if record.error:
-            self.console.print(f"        {record.error['message']}", markup=False)
         if self.verbose and record.key:
             self.console.print(f"        key {record.key}", markup=False)
 

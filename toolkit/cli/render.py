@@ -29,4 +29,7 @@ def artifact_facts(artifact: Artifact) -> Callable[[Console], None]:
         compared = manifest.evidence.get("parity_inputs", "real samples")
         outputs = ", ".join(f"{name} {found['sqnr_db']:.1f} dB, max |difference| {found['max_abs']:.2g}" for name, found in parity["outputs"].items())
         rows["parity"] = f"{outputs} ({compared}, n={parity['n']})"
+    audit = manifest.evidence.get("checks", {}).get("audit", {})
+    if "not_done" in audit:
+        rows["audit"] = f"not done: {audit['not_done']}"
     return facts(rows)

@@ -1,0 +1,116 @@
+"""Plugins that crash or lie: the evidence catches them, and the other targets go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+PLUGIN = """
+import ctypes, shutil
+from pathlib import Path
+
+
+class Liar:
+    name = "aaa_liar"  # sorts first, so it is asked before the honest one
+    version = 1
+    modules = ()
+    distributions = ()
+    extra = "nothing"
+    source, format = "pt2", "onnx"
+    schemes = needs_calibration = ("static_wi8_ai8",)
+    behaviour = {behaviour!r}
+
+    def convert(self, program, out, signature):
+        if self.behaviour == "crash":
+            ctypes.string_at(0)
+        if self.behaviour == "hang":
+            __import__("time").sleep(600)
+        from toolkit.convert.torch_onnx import ROUTE
+        import onnx
+        from onnx import numpy_helper
+        ROUTE.convert(program, out, signature)
+        model = onnx.load(out)
+        if self.behaviour == "rename":
+            model.graph.output[0].name = model.graph.node[-1].output[0] = "scores"
+        if self.behaviour == "scale":
+            weight = model.graph.initializer[0]
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, weight.name))
+        onnx.save(model, out)
+
+    def quantize(self, model, out, *, scheme, calibration, options):
+        shutil.copyfile(model, out)  # a float file, called int8
+
+
+PLUGIN = Liar()
+"""
+
+
+@pytest.fixture
+def lying(digits, tmp_path):
+    """Installs a plugin the way a wheel would: a module, and metadata with an entry point."""
+
+    def install(group: str, behaviour: str):
+        site = tmp_path / "site"
+        metadata = site / "liar-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (site / "liar.py").write_text(PLUGIN.format(behaviour=behaviour))
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: liar\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[edgekit.{group}]\nliar = liar:PLUGIN\n")
+        return replace(digits.shell, path=(site,))
+
+    return install
+
+
+def by_format(report):
+    return {
+        format: [row for row in report["rows"] if row["format"] == format and (format == "tflite" or row["artifact"])]
+        for format in ("onnx", "tflite")
+    }
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "says"),
+    [
+        ("crash", "stage-crashed", ["SIGSEGV"]),
+        ("scale", "parity", ["'logits'", "SQNR", "dB"]),
+        ("rename", "parity", ["logits"]),
+    ],
+)
+def test_a_route_that_crashes_or_lies_fails_its_rows_alone(lying, digits, behaviour, code, says, tmp_path):
+    done = lying("routes", behaviour)("run", digits.project, "--output", tmp_path / "out", "--format", "json")
+    assert done.code == 5
+    rows = by_format(done.json())
+    assert {row["verdict"] for row in rows["onnx"]} == {"fail"}
+    assert {row["verdict"] for row in rows["tflite"]} == {"pass"}
+    error = next(record["error"] for record in done.json()["stages"] if record["status"] == "failed")
+    assert error["code"] == code
+    assert all(word in error["message"] for word in says), error["message"]
+    assert all(error["message"] in row["reason"] for row in rows["onnx"])
+    assert {path.suffix for path in (tmp_path / "out" / "models").iterdir()} == {".tflite", ".json"}
+
+
+def test_an_int8_file_that_is_not_int8_fails(lying, digits, tmp_path):
+    done = lying("quantizers", "copy")("run", digits.project, "--output", tmp_path / "out", "--format", "json")
+    assert done.code == 5
+    verdicts = {row["artifact"]: row["verdict"] for row in done.json()["rows"]}
+    assert verdicts == {
+        "digits.float32.onnx": "pass",
+        "digits.static_wi8_ai8.onnx": "fail",
+        "digits.float32.tflite": "pass",
+        "digits.static_wi8_ai8.tflite": "pass",
+    }
+    error = next(record["error"] for record in done.json()["stages"] if record["status"] == "failed")
+    assert error["code"] == "audit"
+    assert "float32" in error["message"]
+
+
+def test_a_route_that_hangs_is_ended(lying, variant):
+    project = variant(
+        ("[calibration]", "[timing]\nstage_timeout_seconds = 20\n[calibration]"),
+        ('"desktop-ort", "desktop-litert", "android-midrange-litert", "android-midrange-ort"', '"desktop-ort", "desktop-litert"'),
+    )
+    done = lying("routes", "hang")("check", project, "--format", "json")
+    assert done.code == 5
+    failed = [record for record in done.json()["stages"] if record["status"] == "failed"]
+    assert [(record["step"], record["error"]["code"]) for record in failed] == [("convert:onnx", "stage-timeout")]
