@@ -122,12 +122,15 @@ class Data(Frozen):
         factory: ``module:function`` returning ``{"train": columns, "eval": columns}``.
         train: ``.npz`` file or folder of ``.npy`` files with the training split.
         eval: Likewise with the held-out split.
+        depends: Files and folders that the factory reads and that lie outside the project's folder, or that the model does
+            not depend on. Everything else in the project's folder counts for the data and for the model alike.
         classes: Names of the classes, by index.
     """
 
     factory: FactoryName | None = None
     train: Path | None = None
     eval: Path | None = None
+    depends: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
 
     @model_validator(mode="after")

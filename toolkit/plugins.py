@@ -6,7 +6,9 @@ is no private door. A plugin is an object with the attributes below, named by an
     [project.entry-points."edgekit.routes"]
     torch_onnx = "toolkit.convert.torch_onnx:ROUTE"
 
-Importing a plugin's module must not import its framework; the methods do that, in a worker process.
+Importing a plugin's module must not import its framework; the methods do that, in a worker process. Every plugin but a
+source may have ``contract_example(folder)``, which gives ``tests/contract`` a small model of a format that only it knows.
+``docs/plugins.md`` shows a whole plugin.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from toolkit.errors import ConfigError, MissingExtra, NoRoute, SetupError
+from toolkit.factory import CODE_ERRORS, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +61,10 @@ class Source(Plugin, Protocol):
     Attributes:
         format: Format of the file it writes, for example ``pt2``.
         framework: Top-level import name of the framework whose objects it takes.
+
+    A source may also have ``prepare(model, weights)``, which returns the model in inference mode, with the ``.safetensors``
+    file ``weights`` loaded unless that is ``None``. Without it, a factory must return a model that is ready, and a project
+    must not name weights.
     """
 
     format: str
@@ -106,6 +113,8 @@ class Quantizer(Plugin, Protocol):
         format: Format it reads and writes.
         schemes: Schemes it can produce.
         needs_calibration: Those of them that need calibration samples.
+
+    A quantizer may also have ``methods``, the calibration methods it knows; without it, ``min_max`` is the only one.
     """
 
     format: str
@@ -194,8 +203,9 @@ def discover(group: str) -> dict[str, Any]:
         where = f"plugin {point.name} ({point.value})"
         try:
             plugin = point.load()
-        except (ImportError, AttributeError) as error:
-            raise SetupError(f"cannot be loaded: {error}", where=where, hint="reinstall or remove the distribution that declares it") from error
+        except CODE_ERRORS as error:  # a plugin's module is code of others: it may raise anything
+            hint = "reinstall or remove the distribution that declares it"
+            raise SetupError(f"cannot be loaded: {first_line(error)}", where=where, hint=hint) from error
         missing = [name for name in _attributes(GROUPS[group]) if not hasattr(plugin, name)]
         if missing:
             raise SetupError(f"lacks {', '.join(missing)} of the {group} protocol", where=where, hint="see docs/plugins.md")
@@ -261,10 +271,23 @@ def reader(format: str) -> Reader:
     Raises:
         NoRoute: There is none.
     """
-    for plugin in discover("readers").values():
-        if plugin.format == format:
-            return plugin
-    raise NoRoute(f"no reader looks into {format} files", hint="run: edgekit doctor")
+    found = find_reader(format)
+    if found is None:
+        raise NoRoute(f"no reader looks into {format} files", hint="run: edgekit doctor")
+    return found
+
+
+def find_reader(format: str) -> Reader | None:
+    """Returns the reader of a format, or ``None``: a plugin may bring a format that nobody can look into yet."""
+    return next((plugin for plugin in discover("readers").values() if plugin.format == format), None)
+
+
+def format_of(path: Path) -> str | None:
+    """Returns the format that a file's suffix stands for, if a runtime or a reader declares it."""
+    suffix = path.suffix.lower().removeprefix(".")
+    declared = {format for runtime in discover("runtimes").values() for format in runtime.formats}
+    declared |= {reader.format for reader in discover("readers").values()}
+    return suffix if suffix in declared else None
 
 
 def missing_modules(plugin: Plugin) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -79,8 +81,8 @@ def python(*words, path, cwd, cache=None):
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, cwd=cwd, check=False, timeout=300)
 
 
-def edgekit(*words, path, cwd):
-    return python("-m", "toolkit", *words, path=path, cwd=cwd)
+def edgekit(*words, path, cwd, cache=None):
+    return python("-m", "toolkit", *words, path=path, cwd=cwd, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +155,53 @@ def test_an_operator_that_it_lacks_is_named(plugin, place, tmp_path):
     assert done.returncode == 5
     assert "cannot convert operator Tanh; known: Add, Gemm, MatMul, Relu" in done.stderr and "'tanh'" in done.stderr
     assert not list(place.glob("tiny*"))
+
+
+def test_a_broken_plugin_is_named_and_ends_the_command(plugin, place, tmp_path):
+    shutil.copytree(plugin, tmp_path / "site", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "site" / MODULE).write_text("import no_such_framework\n")
+    done = edgekit("doctor", path=[tmp_path / "site"], cwd=place)
+    assert done.returncode == 4
+    assert "plugin onnx_nplin (edgekit_npz_plugin:ROUTE): cannot be loaded" in done.stderr and "no_such_framework" in done.stderr
+
+
+def test_the_example_in_the_documentation_works(place, tmp_path):
+    """Its two code blocks are installed as they are printed, and convert what they claim to."""
+    pytest.importorskip("onnxruntime")
+    page = (ROOT / "docs" / "plugins.md").read_text().partition("## A whole plugin")[2]
+    project = tomllib.loads(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1])
+    points = project["project"]["entry-points"]
+    information = tmp_path / "site" / "edgekit_npz_plugin-0.1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: edgekit-npz-plugin\nVersion: 0.1.0\n")
+    lines = [f"[{group}]\n" + "\n".join(f"{name} = {value}" for name, value in named.items()) for group, named in points.items()]
+    (information / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "site" / MODULE).write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    product_onnx(tmp_path / "product.onnx")
+    words = ("export", tmp_path / "product.onnx", "--format", "nplin", "--samples", "x.npz", "--output", tmp_path / "product.nplin")
+    own = {"path": [tmp_path / "site"], "cwd": place, "cache": tmp_path / "cache"}  # one name and version: one cache would mix the two up
+    done = edgekit(*words, **own)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "product.nplin") as archive:
+        np.testing.assert_array_equal(archive["w0"], FIRST)
+        np.testing.assert_array_equal(archive["w1"], SECOND)
+    done = edgekit("export", place / "model.onnx", "--format", "nplin", "--samples", "x.npz", **own)
+    assert done.returncode == 5 and "cannot convert operator Relu" in done.stderr
+
+
+def product_onnx(path):
+    """Writes ``logits = x @ FIRST @ SECOND`` as ONNX."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "first"], ["hidden"]), helper.make_node("MatMul", ["hidden", "second"], ["logits"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(FIRST, "first"), numpy_helper.from_array(SECOND, "second")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
 
 
 def contract(path, cwd):

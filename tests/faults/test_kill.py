@@ -20,9 +20,9 @@ from pathlib import Path
 from toolkit.pipeline.execute import execute
 from toolkit.pipeline.steps import Need, Step
 from toolkit.store import Store
-chain = [Step("s0", "tests.stages:big", 1, {"n": 0})]
+chain = [Step("s0", "tests.stages:big", {"n": 0})]
 for n in range(1, 8):
-    chain.append(Step(f"s{n}", "tests.stages:big", 1, {"n": n}, needs={"before": Need(f"s{n - 1}", "big.bin")}))
+    chain.append(Step(f"s{n}", "tests.stages:big", {"n": n}, needs={"before": Need(f"s{n - 1}", "big.bin")}))
 results = execute(chain, Store(Path(CACHE)), jobs=2)
 import json
 print(json.dumps({id: [result.record.status, result.record.key] for id, result in results.items()}))

@@ -43,7 +43,7 @@ class OnnxToNumpy:
     source = "onnx"
     format = "nplin"
     modules: tuple[str, ...] = ("onnx",)
-    distributions: tuple[str, ...] = ("onnx", "numpy")
+    distributions: tuple[str, ...] = ("edgekit-npz-plugin", "onnx", "numpy")
     extra = "edgekit-npz-plugin"
 
     def convert(self, program: Path, out: Path, signature: Signature) -> None:
@@ -96,7 +96,7 @@ class NumpyRuntime:
     version = 1
     formats: tuple[str, ...] = ("nplin",)
     modules: tuple[str, ...] = ("numpy",)
-    distributions: tuple[str, ...] = ("numpy",)
+    distributions: tuple[str, ...] = ("edgekit-npz-plugin", "numpy")
     extra = "edgekit-npz-plugin"
 
     def open(self, model: Path, *, threads: int) -> NumpySession:

@@ -14,7 +14,7 @@ from toolkit.store import Store
 
 
 def step(id: str, stage: str = "echo", **fields) -> Step:
-    return Step(id, f"tests.stages:{stage}", 1, **fields)
+    return Step(id, f"tests.stages:{stage}", **fields)
 
 
 class Recorder:
@@ -58,7 +58,7 @@ def test_a_chain_runs_in_order_and_then_comes_from_the_store(tmp_path):
     assert second["c"].facts == first["c"].facts
 
 
-def test_every_part_of_a_step_decides_its_key(tmp_path):
+def test_every_part_of_a_step_decides_its_key(tmp_path, monkeypatch):
     file = tmp_path / "input.txt"
     file.write_text("one")
     plugin = SimpleNamespace(name="p", version=1, modules=(), distributions=("numpy",), extra="")
@@ -71,26 +71,29 @@ def test_every_part_of_a_step_decides_its_key(tmp_path):
     original = key(base)
     assert key(base) == original
     changed = [
-        key(replace(base, version=2)),
         key(replace(base, options={"append": "B"})),
         key(replace(base, stage="tests.stages:note_times")),
         key(replace(base, plugins=(SimpleNamespace(**{**vars(plugin), "version": 2}),))),
         key(replace(base, plugins=(SimpleNamespace(**{**vars(plugin), "distributions": ("scipy",)}),))),
-        key(replace(base, checks=(Check("look", "tests.stages:echo", 1, "text.txt", {}),))),
+        key(replace(base, checks=(Check("look", "tests.stages:echo", "text.txt", {}),))),
     ]
+    monkeypatch.setattr("toolkit.pipeline.execute.own_code", lambda: "another version of Edgekit")
+    changed.append(key(base))
+    monkeypatch.undo()
     file.write_text("two")
     changed.append(key(base))
     assert len({original, *changed}) == len(changed) + 1
 
 
 def test_equal_output_of_a_changed_step_is_not_computed_further(tmp_path):
-    """A new version of a stage that writes the same bytes leaves everything after it cached."""
+    """A new version of a plugin that writes the same bytes leaves everything after it cached."""
     counter = tmp_path / "counter"
     store = Store(tmp_path / "store")
 
     def chain(version: int) -> list[Step]:
         after = step("b", "count", options={"counter": str(counter)}, needs={"text": Need("a", "text.txt")})
-        return [replace(step("a", options={"append": "A"}), version=version), after]
+        plugin = SimpleNamespace(name="p", version=version, modules=(), distributions=(), extra="")
+        return [step("a", options={"append": "A"}, plugins=(plugin,)), after]
 
     execute(chain(1), store)
     assert statuses(execute(chain(2), store)) == {"a": "done", "b": "cached"}
@@ -115,7 +118,7 @@ def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path):
 
 
 def test_a_failed_check_publishes_nothing(tmp_path):
-    checked = step("a", checks=(Check("refuse", "tests.stages:reject", 1, "text.txt", {}),))
+    checked = step("a", checks=(Check("refuse", "tests.stages:reject", "text.txt", {}),))
     store = Store(tmp_path)
     result = execute([checked], store)["a"]
     assert isinstance(result.error, errors.InputRejected)
@@ -124,7 +127,7 @@ def test_a_failed_check_publishes_nothing(tmp_path):
 
 
 def test_a_check_sees_the_output_and_its_facts_are_kept(tmp_path):
-    checked = step("a", options={"append": "seen"}, checks=(Check("look", "tests.stages:echo", 1, "text.txt", {}),))
+    checked = step("a", options={"append": "seen"}, checks=(Check("look", "tests.stages:echo", "text.txt", {}),))
     facts = execute([checked], Store(tmp_path))["a"].facts
     assert facts["checks"]["look"]["length"] == len("seen")
 

@@ -68,7 +68,7 @@ def test_the_tree_keeps_its_style():
     [
         ("convert/stage.py", "from toolkit.measure import parity\n", LAYERS, ("toolkit.convert", "toolkit.measure")),
         ("errors.py", "from toolkit.pipeline import run\n", LAYERS, ("toolkit.errors", "toolkit.pipeline")),
-        ("intake.py", "from toolkit import plugins\n", LAYERS, ("toolkit.intake", "toolkit.plugins")),
+        ("contents.py", "from toolkit import evidence\n", LAYERS, ("toolkit.contents", "toolkit.evidence")),
         ("store.py", "def late() -> None:\n    from toolkit.cli import main\n\n    main()\n", LAYERS, ("toolkit.store", "toolkit.cli")),
         ("pipeline/export.py", "from toolkit.convert import torch_onnx\n", PLUGINS, ("toolkit.pipeline", "toolkit.convert.torch_onnx")),
         ("measure/parity.py", "from toolkit.runtimes import onnxruntime\n", PLUGINS, ("toolkit.measure", "toolkit.runtimes.onnxruntime")),

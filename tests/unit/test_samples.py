@@ -58,7 +58,16 @@ def test_splits_of_files_are_written_and_described(tmp_path):
 def test_a_lone_evaluation_split_writes_no_train_folder(tmp_path):
     facts = run_splits(tmp_path, columns(4))
     assert (facts["n_train"], facts["n_eval"], facts["class_names"]) == (0, 4, ["0", "1", "2"])
-    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["eval"]
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["eval", "parity"]
+
+
+@pytest.mark.parametrize("with_train", [True, False])
+def test_parity_samples_come_from_train_when_there_is_one_and_carry_no_answers(tmp_path, with_train):
+    evaluation, train = columns(4), columns(9, seed=1)
+    run_splits(tmp_path, evaluation, train if with_train else None, parity_samples=3)
+    found = load(tmp_path / "out" / "parity")
+    assert found.label is None
+    np.testing.assert_array_equal(found.columns["x"], (train if with_train else evaluation)["x"][:3])
 
 
 def test_factory_is_called_with_seeded_generators(tmp_path, monkeypatch):

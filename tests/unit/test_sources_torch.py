@@ -154,7 +154,7 @@ def write_project(
     folder.mkdir(parents=True)
     (folder / "edge_net.py").write_text(body)
     data = dataset.Dataset({"image": IMAGES}, np.zeros(5, np.int64))
-    data.write(folder / "data" / "train")
+    data.write(folder / "data")
     return folder
 
 
@@ -280,7 +280,7 @@ def test_factory_errors_show_the_users_line(tmp_path, monkeypatch, body, line, m
 
 
 def file_job(folder, model, columns, **options):
-    dataset.Dataset(columns, np.zeros(6, np.int64)).write(folder / "data" / "train")
+    dataset.Dataset(columns, np.zeros(6, np.int64)).write(folder / "data")
     (folder / "out").mkdir()
     return Job({"model": model, "data": folder / "data"}, {"file": True, "format": None, "runtime": "onnxruntime", **options}, folder / "out")
 

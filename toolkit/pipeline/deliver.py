@@ -13,6 +13,7 @@ from toolkit.artifact import MANIFEST_SUFFIX, Artifact, Manifest, Signature
 from toolkit.errors import SetupError
 from toolkit.job import Facts
 from toolkit.pipeline.execute import Result
+from toolkit.pipeline.fingerprint import OUTPUT_MARK
 from toolkit.pipeline.plan import Candidate
 from toolkit.store import digest_file
 
@@ -47,6 +48,16 @@ def deliver_model(result: Result, model: Path, out: Path, *, name: str, format: 
     copy(model, out)
     write_text(manifest_path(out), manifest.model_dump_json(indent=2) + "\n")
     return Artifact(path=out, manifest=manifest, cached=result.cached)
+
+
+def mark_output(folder: Path) -> None:
+    """Marks a folder as filled by Edgekit, so that results inside a project are not taken for a part of it.
+
+    Raises:
+        SetupError: The folder cannot be written.
+    """
+    if not (folder / OUTPUT_MARK).exists():
+        write_text(folder / OUTPUT_MARK, "Edgekit wrote this folder; its content does not count as a part of the project around it.\n")
 
 
 def manifest_path(model: Path) -> Path:

@@ -17,9 +17,9 @@ from toolkit import plugins, worker
 from toolkit.errors import Interrupted, ToolkitError
 from toolkit.evidence import StageRecord
 from toolkit.job import FACTS, Facts, Job, read_facts
-from toolkit.pipeline.fingerprint import fingerprint
+from toolkit.pipeline.fingerprint import fingerprint, fingerprint_project, own_code
 from toolkit.pipeline.listener import Listener, Silent
-from toolkit.pipeline.steps import Check, Need, Step
+from toolkit.pipeline.steps import PROJECT, Check, Need, Step
 from toolkit.store import Entry, Store, digest_of
 
 
@@ -209,20 +209,20 @@ class _Run:
         needs = {role: need for role, need in step.needs.items() if self.results[need.step].ok}
         inputs = {**step.files, **{role: self._locate(need) for role, need in needs.items()}}
         document = {
-            "stage": [step.stage, step.version],
+            "stage": step.stage,
+            "code": own_code(),
             "options": options,
-            "inputs": self._describe(needs, step.files),
+            "inputs": self._describe(needs, step.files, step.apart),
             "versions": _versions(step.plugins),
             "checks": [
-                [check.stage, check.version, dict(check.options), self._describe(check.needs, check.files), _versions(check.plugins)]
-                for check in step.checks
+                [check.stage, dict(check.options), self._describe(check.needs, check.files), _versions(check.plugins)] for check in step.checks
             ],
         }
         return inputs, document
 
-    def _describe(self, needs: Mapping[str, Need], files: Mapping[str, Path]) -> dict[str, Any]:
+    def _describe(self, needs: Mapping[str, Need], files: Mapping[str, Path], apart: tuple[Path, ...] = ()) -> dict[str, Any]:
         found = {role: self._digest(need) for role, need in needs.items()}
-        return {**found, **{role: self._fingerprint(role, path) for role, path in files.items()}}
+        return {**found, **{role: self._fingerprint(role, path, apart) for role, path in files.items()}}
 
     def _locate(self, need: Need) -> Path:
         folder = self.results[need.step].folder
@@ -236,11 +236,11 @@ class _Run:
         chosen = {name: digest for name, digest in entry.files.items() if not need.path or name == need.path or name.startswith(prefix)}
         return digest_of(chosen)
 
-    def _fingerprint(self, role: str, path: Path) -> Any:
+    def _fingerprint(self, role: str, path: Path, apart: tuple[Path, ...]) -> Any:
         """Digests each of the user's paths once a run."""
         with self._fingerprint_lock:
             if (role, path) not in self._fingerprints:
-                self._fingerprints[role, path] = fingerprint(role, path)
+                self._fingerprints[role, path] = fingerprint_project(path, apart) if role == PROJECT else fingerprint(path)
             return self._fingerprints[role, path]
 
 

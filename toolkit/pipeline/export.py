@@ -109,13 +109,13 @@ def _from_file(
     store: Store | None,
     listener: Listener | None,
 ) -> Artifact:
-    source_format = intake.check_model(file)
+    source_format = intake.check_model(file, plugins.format_of(file))
     chosen = _route(source_format, format, route)
     title = name or file.name.split(".")[0]
     out = output_path(output, title, FLOAT, format, file)
     given = samples if samples is not None else random_samples(open_model(file, store)[1].signature)
-    with on_disk(given) as folder:
-        source = steps.source_from_file(file, source_format, parity, folder)
+    with on_disk(given) as path:
+        source = steps.source_from_file(file, source_format, parity, path)
         program = Need("source", model_file(source_format))
         convert = steps.convert(program, chosen, Fact("source", "signature"), Need("source", "expected"), parity)
         made = run_steps([source, convert], store, listener)[convert.id]

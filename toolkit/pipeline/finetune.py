@@ -64,6 +64,7 @@ def finetune(project: str | Path, *, output: str | Path | None = None, store: St
     assert trained.folder is not None
     assert captured.folder is not None
     folder = Path(output) if output else plan.folder / OUTPUT
+    deliver.mark_output(folder)
     weights = folder / f"{plan.project.name}.safetensors"
     deliver.copy(trained.folder / "weights.safetensors", weights)
     deliver.copy(trained.folder / "training.json", folder / "training.json")

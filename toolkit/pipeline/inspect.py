@@ -23,6 +23,6 @@ def inspect(model: Artifact | str | Path, *, store: Store | None = None) -> Cont
     Raises:
         InputRejected: The file is damaged, or of a format that must not be read.
         MissingExtra: The library that reads this format is not installed.
-        NoRoute: No reader looks into this format.
+        NoRoute: No reader looks into this format, and no runtime executes it.
     """
     return open_model(model, store)[1]

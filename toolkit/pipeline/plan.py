@@ -112,7 +112,7 @@ def make_plan(project: Project, folder: Path) -> Plan:
     candidates = _candidates(project.name, demands, source_format)
     quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
     preload = plugins.preload(plugins.get("sources", "torch")) if project.model.factory else ()
-    chain = [steps.splits(project.data, folder, task=project.task, seed=project.seed, preload=preload)]
+    chain = [steps.splits(project.data, folder, project.parity, task=project.task, seed=project.seed, apart=_apart(project, folder), preload=preload)]
     if recipe and any(candidate.scheme in plugins.quantizer(candidate.format, candidate.scheme).needs_calibration for candidate in quantized):
         chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data")))
     chain += _source(project, folder, source_format)
@@ -125,7 +125,8 @@ def make_plan(project: Project, folder: Path) -> Plan:
 
 def _source_format(project: Project, folder: Path) -> str:
     if project.model.file:
-        return intake.check_model(folder / project.model.file)
+        file = folder / project.model.file
+        return intake.check_model(file, plugins.format_of(file))
     format: str = plugins.get("sources", "torch").format
     return format
 
@@ -170,11 +171,18 @@ def _candidates(name: str, demands: list[_Demand], source_format: str) -> dict[s
 
 def _source(project: Project, folder: Path, source_format: str) -> list[Step]:
     if project.model.file:
-        return [steps.source_from_file(folder / project.model.file, source_format, project.parity, Need("data"))]
-    source = steps.source_from_factory(project.model, folder, project.parity, tuned=project.finetune is not None)
+        return [steps.source_from_file(folder / project.model.file, source_format, project.parity, steps.PARITY)]
+    apart = _apart(project, folder)
+    source = steps.source_from_factory(project.model, folder, project.parity, tuned=project.finetune is not None, apart=apart)
     if not project.finetune:
         return [source]
-    return [steps.finetune(project.finetune, project.model, folder, seed=project.seed, classes=project.data.classes), source]
+    return [steps.finetune(project.finetune, project.model, folder, seed=project.seed, classes=project.data.classes, apart=apart), source]
+
+
+def _apart(project: Project, folder: Path) -> tuple[Path, ...]:
+    """What the project names as data or weights: the steps that read it follow it, the others need not."""
+    named = (project.data.train, project.data.eval, *project.data.depends, project.model.weights, project.model.file)
+    return tuple(folder / path for path in named if path is not None)
 
 
 def _conversion(project: Project, candidate: Candidate, source_format: str) -> Step:

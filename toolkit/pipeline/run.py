@@ -74,6 +74,7 @@ def run(
     results = _execute(plan, store, listener, jobs)
     report = make_report(plan, results)
     folder = Path(output) if output else plan.folder / OUTPUT
+    deliver.mark_output(folder)
     artifacts = _deliver(plan, results, folder)
     _write_reports(report, folder)
     return Run(report=report, artifacts=artifacts, folder=folder)

@@ -49,11 +49,11 @@ def open_model(model: Artifact | str | Path, store: Store | None = None) -> tupl
 
     Raises:
         InputRejected: The file must not be read, or differs from its manifest.
-        NoRoute: No reader looks into this format.
+        NoRoute: No reader looks into this format, and no runtime executes it.
     """
     path = model.path if isinstance(model, Artifact) else Path(model)
     manifest = read_manifest(path)
-    format = intake.check_model(path, manifest.format if manifest else None)
+    format = intake.check_model(path, manifest.format if manifest else plugins.format_of(path))
     facts = run_steps([inspection(path, format)], store, None)["inspect"].facts
     contents = Contents.model_validate(facts["contents"])
     if manifest is None:

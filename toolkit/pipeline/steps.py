@@ -1,7 +1,6 @@
-"""Steps: what a stage is asked to do, and the key under which its output is stored.
+"""Steps: what a stage is asked to do, from which inputs.
 
-One builder per stage; this is the only place that knows a stage's dotted name, its version, and which of its options
-decide its output.
+One builder per stage; this is the only place that knows a stage's dotted name and which of its options decide its output.
 """
 
 from __future__ import annotations
@@ -14,6 +13,9 @@ from typing import Any
 from toolkit import plugins
 from toolkit.artifact import Signature
 from toolkit.config import Data, Finetune, Model, Parity, Recipe
+
+PROJECT = "project"
+"""Role of a project's folder among a step's files: its code and everything beside it decide the output."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,6 @@ class Check:
     Attributes:
         name: Short name, under which its facts are kept.
         stage: Dotted name of the stage.
-        version: Raised when the check's verdict may change.
         model: Path of the model below the checked step's folder.
         options: Its options.
         needs: Outputs of earlier steps that it reads.
@@ -59,7 +60,6 @@ class Check:
 
     name: str
     stage: str
-    version: int
     model: str
     options: Mapping[str, Any]
     needs: Mapping[str, Need] = field(default_factory=dict)
@@ -74,11 +74,11 @@ class Step:
     Attributes:
         id: Unique in a plan, for example ``convert:onnx``.
         stage: Dotted name of the stage.
-        version: Raised when the stage's code may give another output for the same inputs.
         options: Plain values; all of them decide the output.
         derived: Options whose values are facts of earlier steps.
         needs: Outputs of earlier steps, by role.
         files: The user's files and folders, by role; their content decides the output.
+        apart: Files in a project's folder that are no part of its code, as the project names them as data or weights.
         plugins: Plugins that it calls; their versions decide the output.
         checks: What must hold before the output is published.
         preload: Modules that a server may import once for all steps that name the same ones.
@@ -89,12 +89,12 @@ class Step:
 
     id: str
     stage: str
-    version: int
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, Need] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     plugins: tuple[plugins.Plugin, ...] = ()
     derived: Mapping[str, Fact] = field(default_factory=dict)
+    apart: tuple[Path, ...] = ()
     checks: tuple[Check, ...] = ()
     preload: tuple[str, ...] = ()
     cached: bool = True
@@ -108,23 +108,28 @@ class Step:
         return direct.union(need.step for check in self.checks for need in check.needs.values())
 
 
+PARITY = Need("data", "parity")
+"""The samples on which converted models are compared with their source."""
+
+
 def model_file(format: str) -> str:
     """Name of the model file in the folder of every step that makes one."""
     return f"model.{format}"
 
 
-def splits(data: Data, folder: Path, *, task: str, seed: int, preload: tuple[str, ...] = ()) -> Step:
+def splits(data: Data, folder: Path, parity: Parity, *, task: str, seed: int, apart: tuple[Path, ...] = (), preload: tuple[str, ...] = ()) -> Step:
     """The training and evaluation samples, checked and stored as columns.
 
     ``preload`` helps a factory whose file also builds the model: it imports that model's framework.
     """
-    options: dict[str, Any] = {"task": task, "seed": seed, "classes": list(data.classes)}
+    options: dict[str, Any] = {"task": task, "seed": seed, "classes": list(data.classes), "parity_samples": parity.samples}
     if data.factory:
         options["factory"] = data.factory
-        return Step("data", "toolkit.samples.splits:run", 1, options, files={"project": folder}, preload=preload)
+        files = {PROJECT: folder} | {f"depends on {path}": folder / path for path in data.depends}
+        return Step("data", "toolkit.samples.splits:run", options, files=files, apart=apart, preload=preload)
     given = {"train": data.train, "eval": data.eval}
     files = {role: folder / path for role, path in given.items() if path is not None}
-    return Step("data", "toolkit.samples.splits:run", 1, options, files=files)
+    return Step("data", "toolkit.samples.splits:run", options, files=files)
 
 
 def calibration(recipe: Recipe, *, samples: int | None, seed: int, origin: Need | Path) -> Step:
@@ -137,34 +142,52 @@ def calibration(recipe: Recipe, *, samples: int | None, seed: int, origin: Need 
         "seed": seed,
     }
     where: dict[str, Any] = {"needs": {"data": origin}} if isinstance(origin, Need) else {"files": {"samples": origin}}
-    return Step("calibration", "toolkit.samples.calibration:run", 1, options, **where)
+    return Step("calibration", "toolkit.samples.calibration:run", options, **where)
 
 
-def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, classes: tuple[str, ...]) -> Step:
+def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, classes: tuple[str, ...], apart: tuple[Path, ...]) -> Step:
     """The trained weights."""
-    files = {"project": folder} | ({"weights": folder / model.weights} if model.weights else {})
+    files = {PROJECT: folder} | ({"weights": folder / model.weights} if model.weights else {})
     options = {**settings.model_dump(mode="json"), "factory": model.factory, "seed": seed}
     # Named classes ask for exactly as many outputs; without names the labels tell how many there are at least.
     derived = {} if classes else {"classes": Fact("data", "classes")}
     if classes:
         options["classes"] = list(classes)
-    return Step("finetune", "toolkit.finetuning.stage:run", 1, options, {"data": Need("data")}, files, (plugins.get("sources", "torch"),), derived)
+    return Step(
+        "finetune",
+        "toolkit.finetuning.stage:run",
+        options,
+        needs={"data": Need("data")},
+        files=files,
+        plugins=(plugins.get("sources", "torch"),),
+        derived=derived,
+        apart=apart,
+    )
 
 
-def source_from_factory(model: Model, folder: Path, parity: Parity, *, tuned: bool) -> Step:
+def source_from_factory(model: Model, folder: Path, parity: Parity, *, tuned: bool, apart: tuple[Path, ...]) -> Step:
     """The project's model, captured as a program together with its outputs on real samples."""
-    needs = {"data": Need("data")} | ({"weights": Need("finetune", "weights.safetensors")} if tuned else {})
-    files = {"project": folder} | ({"weights": folder / model.weights} if model.weights and not tuned else {})
+    needs = {"data": PARITY} | ({"weights": Need("finetune", "weights.safetensors")} if tuned else {})
+    files = {PROJECT: folder} | ({"weights": folder / model.weights} if model.weights and not tuned else {})
     options = {"factory": model.factory, "outputs": list(model.outputs), "samples": parity.samples}
-    return Step("source", "toolkit.sources.stage:run", 1, options, needs, files, (plugins.get("sources", "torch"),))
+    source = plugins.get("sources", "torch")
+    return Step("source", "toolkit.sources.stage:run", options, needs=needs, files=files, plugins=(source,), apart=apart)
 
 
 def source_from_file(file: Path, format: str, parity: Parity, data: Need | Path) -> Step:
     """A model file taken as it is, together with its outputs on real samples."""
     runtime = plugins.runtime_for(format)
     options = {"file": True, "format": format, "runtime": runtime.name, "samples": parity.samples}
-    needs, files = ({"data": data}, {}) if isinstance(data, Need) else ({}, {"data": data})
-    return Step("source", "toolkit.sources.stage:run", 1, options, needs, {"model": file, **files}, (runtime,), checks=(_audit(format, "float32"),))
+    needs, files = _origin("data", data)
+    return Step(
+        "source",
+        "toolkit.sources.stage:run",
+        options,
+        needs=needs,
+        files={"model": file, **files},
+        plugins=(runtime,),
+        checks=(_audit(format, "float32"),),
+    )
 
 
 def convert(program: Need | Path, route: plugins.Route, signature: Signature | Fact, expected: Need | Path, parity: Parity) -> Step:
@@ -179,9 +202,15 @@ def convert(program: Need | Path, route: plugins.Route, signature: Signature | F
     """
     runtime = plugins.runtime_for(route.format)
     expected_needs, expected_files = _origin("expected", expected)
-    options_of_parity = {"runtime": runtime.name, "min_sqnr_db": parity.min_sqnr_db, "name": model_file(route.format)}
-    model = model_file(route.format)
-    compare = Check("parity", "toolkit.measure.parity:run", 1, model, options_of_parity, expected_needs, expected_files, (runtime,))
+    compare = Check(
+        "parity",
+        "toolkit.measure.parity:run",
+        model_file(route.format),
+        {"runtime": runtime.name, "min_sqnr_db": parity.min_sqnr_db, "name": model_file(route.format)},
+        needs=expected_needs,
+        files=expected_files,
+        plugins=(runtime,),
+    )
     options: dict[str, Any] = {"route": route.name}
     derived: dict[str, Fact] = {}
     if isinstance(signature, Fact):
@@ -192,13 +221,12 @@ def convert(program: Need | Path, route: plugins.Route, signature: Signature | F
     return Step(
         f"convert:{route.format}",
         "toolkit.convert.stage:run",
-        1,
         options,
-        needs,
-        files,
-        (route,),
-        derived,
-        (compare, _audit(route.format, "float32")),
+        needs=needs,
+        files=files,
+        plugins=(route,),
+        derived=derived,
+        checks=(compare, _audit(route.format, "float32")),
     )
 
 
@@ -210,7 +238,13 @@ def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calib
     if scheme in quantizer.needs_calibration and calibration:
         needs["calibration"] = calibration
     return Step(
-        f"quantize:{format}:{scheme}", "toolkit.quantization.stage:run", 1, options, needs, files, (quantizer,), checks=(_audit(format, scheme),)
+        f"quantize:{format}:{scheme}",
+        "toolkit.quantization.stage:run",
+        options,
+        needs=needs,
+        files=files,
+        plugins=(quantizer,),
+        checks=(_audit(format, scheme),),
     )
 
 
@@ -235,7 +269,7 @@ def evaluate(
     model_needs, model_files = _origin("model", model)
     data_needs, data_files = _origin("data", data)
     needs = {**model_needs, **data_needs} | ({"reference": reference} if reference else {})
-    return Step(id, "toolkit.measure.accuracy:run", 1, options, needs, {**model_files, **data_files}, (runtime,))
+    return Step(id, "toolkit.measure.accuracy:run", options, needs=needs, files={**model_files, **data_files}, plugins=(runtime,))
 
 
 def benchmark(
@@ -257,19 +291,36 @@ def benchmark(
         more_needs, more_files = _origin(role, origin)
         needs.update(more_needs)
         files.update(more_files)
-    return Step(id, "toolkit.measure.latency:run", 1, options, needs, files, (runtime,), cached=False, exclusive=True, partial=True)
-
-
-def _audit(format: str, expect: str) -> Check:
-    """The file's bytes must be what its label says."""
-    options = {"format": format, "expect": expect}
-    return Check("audit", "toolkit.audit.stage:run", 1, model_file(format), options, plugins=(plugins.reader(format),))
-
-
-def _origin(role: str, origin: Need | Path) -> tuple[dict[str, Need], dict[str, Path]]:
-    return ({role: origin}, {}) if isinstance(origin, Need) else ({}, {role: origin})
+    return Step(
+        id,
+        "toolkit.measure.latency:run",
+        options,
+        needs=needs,
+        files=files,
+        plugins=(runtime,),
+        cached=False,
+        exclusive=True,
+        partial=True,
+    )
 
 
 def inspection(model: Path, format: str) -> Step:
     """What a model file contains, and which scheme its bytes have."""
-    return Step("inspect", "toolkit.audit.stage:describe", 1, {"format": format}, files={"model": model}, plugins=(plugins.reader(format),))
+    module, looker = _looks_into(format)
+    return Step("inspect", f"{module}:describe", {"format": format}, files={"model": model}, plugins=(looker,))
+
+
+def _audit(format: str, expect: str) -> Check:
+    """The file's bytes must be what its label says."""
+    module, looker = _looks_into(format)
+    return Check("audit", f"{module}:run", model_file(format), {"format": format, "expect": expect}, plugins=(looker,))
+
+
+def _looks_into(format: str) -> tuple[str, plugins.Plugin]:
+    """The module and the plugin that look into a file: a reader, or the runtime where a format has none."""
+    reader = plugins.find_reader(format)
+    return ("toolkit.audit.stage", reader) if reader else ("toolkit.audit.unread", plugins.runtime_for(format))
+
+
+def _origin(role: str, origin: Need | Path) -> tuple[dict[str, Need], dict[str, Path]]:
+    return ({role: origin}, {}) if isinstance(origin, Need) else ({}, {role: origin})

@@ -1,7 +1,8 @@
 """Stage: brings the training and the evaluation split into one form and refuses data that would make a figure worthless.
 
 Input is a factory of the project or two files; output are the folders ``train/`` and ``eval/`` (a lone ``eval/`` when
-there is nothing to train on), one ``.npy`` file per column.
+there is nothing to train on), one ``.npy`` file per column, and ``parity/``: the few samples, without their answers, on
+which every converted model is compared with its source.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from toolkit.job import Facts, Job
 from toolkit.samples.checks import check_dtypes, check_finite
 
 SPLITS = ("train", "eval")
+PARITY_SAMPLES = 64
 
 
 def run(job: Job) -> Facts:
@@ -27,8 +29,8 @@ def run(job: Job) -> Facts:
 
     Args:
         job: Inputs are ``project`` (folder of the factory), or ``eval`` and optionally ``train`` (``.npz`` files or folders of
-            ``.npy`` files). Options: ``factory`` (``module:function``), ``classes`` (names by index; empty takes any index)
-            and ``seed`` (set for Python's and NumPy's global generators before the factory is called).
+            ``.npy`` files). Options: ``factory`` (``module:function``), ``classes`` (names by index; empty takes any index),
+            ``seed`` (set for Python's and NumPy's global generators before the factory is called) and ``parity_samples``.
 
     Returns:
         ``n_train``, ``n_eval``, ``inputs`` (``dtype`` and ``shape`` of one sample by column), ``classes`` (how many),
@@ -49,6 +51,8 @@ def run(job: Job) -> Facts:
     for done, (name, data) in enumerate(splits.items()):
         job.progress(done, len(splits), f"writing {name}")
         data.write(job.out / name)
+    first = next(iter(splits.values())).take(slice(0, int(job.options.get("parity_samples", PARITY_SAMPLES))))
+    Dataset(first.columns, None, first.where).write(job.out / "parity")
     return _facts(splits, classes)
 
 

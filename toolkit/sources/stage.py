@@ -29,7 +29,7 @@ def run(job: Job) -> Facts:
     Args:
         job: With option ``file``: inputs ``model`` and ``data``, options ``format`` and ``runtime``. Otherwise: inputs
             ``project``, ``data`` and perhaps ``weights`` (``.safetensors``), options ``factory`` and perhaps
-            ``outputs``. ``data`` holds ``train/``; option ``samples`` says how many of them are recorded.
+            ``outputs``. ``data`` is a folder or file of samples; option ``samples`` says how many of them are recorded.
 
     Raises:
         ConfigError: The factory or the runtime does not exist, or no source takes what the factory returns.
@@ -44,7 +44,7 @@ def run(job: Job) -> Facts:
 
 
 def _samples(job: Job) -> Dataset:
-    data = dataset.load(job.inputs["data"] / "train")
+    data = dataset.load(job.inputs["data"])
     first = data.take(slice(0, int(job.options.get("samples", PARITY_SAMPLES))))
     return Dataset(first.columns, None, first.where)  # labels are answers, not inputs
 

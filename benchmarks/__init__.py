@@ -1,0 +1,1 @@
+"""What Edgekit costs, held against bars: ``python -m benchmarks``."""
