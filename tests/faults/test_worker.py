@@ -7,32 +7,34 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from toolkit import errors, worker
+from toolkit import errors
 from toolkit.job import Job
+from toolkit.worker import Workers
 
 
 @pytest.fixture(params=[(), ("decimal",)], ids=["fresh", "forked"], autouse=True)
 def preload(request):
     """Every test runs both ways a child can come into being."""
-    yield request.param
-    worker.stop_all()
+    return request.param
 
 
 @pytest.fixture
 def call(preload, tmp_path):
-    return partial(_call, preload, tmp_path)
+    with Workers() as workers:
+        yield partial(_call, workers, preload, tmp_path)
 
 
-def _call(preload, tmp_path: Path, stage: str, *, timeout_seconds: float = 60.0, memory_bytes: int | None = None, progress=None, **options):
+def _call(workers, preload, tmp_path: Path, stage: str, *, timeout_seconds: float = 60.0, memory_bytes: int | None = None, progress=None, **options):
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     job = Job({}, options, out, progress) if progress else Job({}, options, out)
-    return worker.run(
+    return workers.run(
         f"tests.stages:{stage}", job, timeout_seconds=timeout_seconds, log=tmp_path / "log.txt", memory_bytes=memory_bytes, preload=preload
     )
 
@@ -93,10 +95,10 @@ def test_what_a_stage_started_ends_with_it(call):
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_a_killed_parent_takes_the_child_along(preload, tmp_path):
     script = (
-        "from pathlib import Path; from toolkit import worker; from toolkit.job import Job\n"
+        "from pathlib import Path; from toolkit.worker import Workers; from toolkit.job import Job\n"
         f"out = Path({str(tmp_path)!r})\n"
         "options = {'started': str(out / 'started'), 'go': str(out / 'never')}\n"
-        f"worker.run('tests.stages:slow', Job({{}}, options, out), timeout_seconds=300, preload={preload!r})\n"
+        f"Workers().run('tests.stages:slow', Job({{}}, options, out), timeout_seconds=300, preload={preload!r})\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
     try:
@@ -127,3 +129,21 @@ def _wait_for(condition, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def test_two_owners_do_not_end_each_others_work(tmp_path, preload):
+    (tmp_path / "slow").mkdir()
+    options = {"started": str(tmp_path / "started"), "go": str(tmp_path / "go")}
+    with Workers() as mine, ThreadPoolExecutor(1) as pool:
+        job = Job({}, options, tmp_path / "slow")
+        mine_runs = pool.submit(mine.run, "tests.stages:slow", job, timeout_seconds=60, preload=preload)
+        _wait_for(lambda: (tmp_path / "started").exists())
+        with Workers() as others:
+            _call(others, preload, tmp_path, "echo")
+        (tmp_path / "go").touch()
+        assert mine_runs.result(timeout=30) == {}
+
+
+def test_a_framework_that_cannot_be_imported_is_typed(tmp_path):
+    with Workers() as workers, pytest.raises(errors.StageCrashed, match=r"cannot be imported.*no_such_framework"):
+        _call(workers, ("no_such_framework",), tmp_path, "echo")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit import plugins, worker
+from toolkit import plugins
 from toolkit.errors import Interrupted, ToolkitError
 from toolkit.evidence import StageRecord
 from toolkit.job import FACTS, Facts, Job, read_facts
@@ -21,6 +21,7 @@ from toolkit.pipeline.fingerprint import fingerprint, fingerprint_project, own_c
 from toolkit.pipeline.listener import Listener, Silent
 from toolkit.pipeline.steps import PROJECT, Check, Need, Step
 from toolkit.store import Entry, Store, digest_of
+from toolkit.worker import Workers
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class _Run:
         self.results: dict[str, Result] = {}
         self.entries: dict[str, Entry] = {}
         self.scratch = Path()
+        self.workers = Workers()
         self._fingerprints: dict[tuple[str, Path], Any] = {}
         self._fingerprint_lock = threading.Lock()
 
@@ -118,7 +120,7 @@ class _Run:
                     raise Interrupted("interrupted; finished stages are kept, and the next run continues from them") from None
                 raise
             finally:
-                worker.stop_all()
+                self.workers.stop()
         return {id: self.results[id] for id in self.steps}
 
     def _startable(self, running: set[str], jobs: int) -> list[Step]:
@@ -188,7 +190,7 @@ class _Run:
         progress = self._progress_of(step.id)
         log = self.store.logs / f"{step.id.replace(':', '-').replace('/', '-')}-{os.getpid()}.txt"
         preload = step.preload or _preload(step.plugins)
-        facts = worker.run(step.stage, Job(inputs, options, out, progress), timeout_seconds=self.timeout_seconds, log=log, preload=preload)
+        facts = self.workers.run(step.stage, Job(inputs, options, out, progress), timeout_seconds=self.timeout_seconds, log=log, preload=preload)
         if step.checks:
             facts["checks"] = {check.name: self._check(check, out, log) for check in step.checks}
         return facts
@@ -198,7 +200,7 @@ class _Run:
         with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
             job = Job(inputs, check.options, Path(scratch))
             output = log.with_suffix(f".{check.name}.txt")
-            return worker.run(check.stage, job, timeout_seconds=self.timeout_seconds, log=output, preload=_preload(check.plugins))
+            return self.workers.run(check.stage, job, timeout_seconds=self.timeout_seconds, log=output, preload=_preload(check.plugins))
 
     def _progress_of(self, id: str) -> Any:
         return lambda done, total, note: self.listener.progressed(id, done, total, note)
