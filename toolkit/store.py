@@ -29,6 +29,7 @@ log = logging.getLogger("edgekit")
 
 ENVIRONMENT_VARIABLE = "EDGEKIT_CACHE"
 _CHUNK_BYTES = 1 << 20
+_LOG_DAYS = 14
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,10 @@ class Store:
             shutil.rmtree(grave, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Removes staging folders whose process is gone."""
+        """Removes staging folders whose process is gone, and logs that nobody will look at any more."""
+        for old in self.logs.iterdir():
+            if time.time() - old.stat().st_mtime > _LOG_DAYS * 86400:
+                old.unlink(missing_ok=True)
         for work in [path for path in self._staging.iterdir() if path.is_dir()]:
             lock = FileLock(work.with_suffix(".lock"))
             if not Path(lock.lock_file).exists():

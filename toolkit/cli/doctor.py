@@ -9,7 +9,7 @@ from toolkit.cli.common import Format, FormatOption, VerboseOption, emit
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from toolkit.pipeline.doctor import Diagnosis
+    from toolkit.pipeline.doctor import Diagnosis, ExtraState
 
 
 def doctor(format: FormatOption = Format.text, verbose: VerboseOption = False) -> None:
@@ -30,15 +30,20 @@ def _show(diagnosis: Diagnosis, out: Console) -> None:
     extras = Table("extra", "installed", "state", title="Optional dependencies", title_justify="left")
     for extra in diagnosis.extras:
         found = ", ".join(f"{name} {version}" for name, version in extra.found.items())
-        extras.add_row(extra.extra, found, "[green]ready[/green]" if extra.ready else f"[yellow]{'; '.join(extra.problems)}[/yellow]")
+        extras.add_row(extra.extra, found, _state(extra))
     out.print(extras)
     plugins = Table("kind", "plugin", "does", "state", title="Plugins", title_justify="left")
     for plugin in diagnosis.plugins:
         state = "[green]ready[/green]" if plugin.ready else "[yellow]missing framework[/yellow]"
         plugins.add_row(plugin.group.removesuffix("s"), plugin.name, plugin.does, state)
     out.print(plugins)
-    lines = [extra.install for extra in diagnosis.extras if extra.install]
+    lines = [extra.install for extra in diagnosis.extras if extra.install and extra.used]
     if lines:
         out.print("To install what is missing:", markup=False)
         for line in lines:
             out.print(f"  {line}", markup=False)
+
+
+def _state(extra: ExtraState) -> str:
+    state = "[green]ready[/green]" if extra.ready else f"[yellow]{'; '.join(extra.problems)}[/yellow]"
+    return state if extra.used else f"{state} (nothing in this version uses it)"

@@ -21,4 +21,15 @@ def finetune(
 
     with progress() as listener:
         trained = train(project, output=output, listener=listener)
-    emit(trained, facts({"weights": trained.weights, "program": trained.program.path, **trained.facts}))
+    found = trained.facts
+    validation = found["validation_accuracy"]
+    rows: dict[str, object] = {
+        "weights": f"{trained.weights}{' (cached)' if trained.cached else ''}",
+        "program": trained.program.path,
+        "best epoch": f"{found['best_epoch']} of {found['epochs']}",
+        "validation accuracy": f"{validation['value']:.2%} n={validation['n']} (held out of the training split, chooses the epoch)",
+        "parameters": f"{found['parameters']:,}, {found['trainable']:,} trained",
+        "device": f"{found['device']}: {found['why']}",
+        "seconds": found["seconds"],
+    }
+    emit(trained, facts(rows))

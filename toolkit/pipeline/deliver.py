@@ -15,24 +15,30 @@ from toolkit.job import Facts
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.fingerprint import OUTPUT_MARK
 from toolkit.pipeline.plan import Candidate
+from toolkit.pipeline.steps import model_file
 from toolkit.store import digest_file
 
 
-def deliver_model(result: Result, model: Path, out: Path, *, name: str, format: str, scheme: str, parent_sha256: str) -> Artifact:
+def deliver_model(
+    result: Result, out: Path, *, name: str, format: str, scheme: str, parent_sha256: str, evidence: Mapping[str, Any] | None = None
+) -> Artifact:
     """Copies a finished model to its place and writes its manifest beside it.
 
     Args:
         result: The step that made it.
-        model: The file in the store.
         out: Where it goes.
         name: The model's name.
         format: Its format.
         scheme: Its number format.
         parent_sha256: Digest of the file that it was made from.
+        evidence: Facts of other steps that belong to this file, such as how its calibration samples were chosen.
 
     Raises:
         SetupError: The place cannot be written.
     """
+    if result.folder is None:
+        raise RuntimeError(f"{result.record.step} made no model")
+    model = result.folder / model_file(format)
     manifest = Manifest(
         name=name,
         format=format,
@@ -43,7 +49,7 @@ def deliver_model(result: Result, model: Path, out: Path, *, name: str, format: 
         made_by=result.facts["made_by"],
         versions=result.facts["versions"],
         parent_sha256=parent_sha256,
-        evidence=_evidence(result.facts),
+        evidence={**_evidence(result.facts), **(evidence or {})},
     )
     copy(model, out)
     write_text(manifest_path(out), manifest.model_dump_json(indent=2) + "\n")
@@ -76,7 +82,7 @@ def parent_digest(candidate: Candidate, results: Mapping[str, Result], formats: 
     if not candidate.parent:
         return ""
     folder = results[candidate.parent].folder
-    return digest_file(folder / f"model.{formats[candidate.parent]}") if folder else ""
+    return digest_file(folder / model_file(formats[candidate.parent])) if folder else ""
 
 
 def copy(source: Path, out: Path) -> None:

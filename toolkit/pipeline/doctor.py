@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ class ExtraState(Frozen):
         found: Each distribution with its installed version, or ``-``.
         problems: What is missing or too old.
         install: The line that mends it; empty when ready.
+        used: Whether any plugin asks for it; the others are declared so that everything resolves together.
     """
 
     extra: str
@@ -36,6 +38,7 @@ class ExtraState(Frozen):
     found: dict[str, str]
     problems: tuple[str, ...]
     install: str
+    used: bool
 
 
 class PluginState(Frozen):
@@ -95,14 +98,15 @@ def doctor() -> Diagnosis:
 
 def _extras() -> tuple[ExtraState, ...]:
     required = _requirements()
-    return tuple(_extra(name, required[name]) for name in sorted(required) if name not in _SKIPPED_EXTRAS)
+    asked = {word for group in plugins.GROUPS for plugin in plugins.discover(group).values() for word in re.findall(r"\w+", plugin.extra)}
+    return tuple(_extra(name, required[name], name in asked or name == "examples") for name in sorted(required) if name not in _SKIPPED_EXTRAS)
 
 
-def _extra(name: str, requirements: list[Requirement]) -> ExtraState:
+def _extra(name: str, requirements: list[Requirement], used: bool) -> ExtraState:
     found = {requirement.name: plugins.distribution_version(requirement.name) for requirement in requirements}
     problems = [_problem(requirement, found[requirement.name]) for requirement in requirements]
     real = tuple(problem for problem in problems if problem)
-    return ExtraState(extra=name, ready=not real, found=found, problems=real, install=f'pip install "edgekit[{name}]"' if real else "")
+    return ExtraState(extra=name, ready=not real, found=found, problems=real, install=f'pip install "edgekit[{name}]"' if real else "", used=used)
 
 
 def _problem(requirement: Requirement, version: str) -> str:

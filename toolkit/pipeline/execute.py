@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -22,6 +23,9 @@ from toolkit.pipeline.listener import Listener, Silent
 from toolkit.pipeline.steps import PROJECT, Check, Need, Step
 from toolkit.store import Entry, Store, digest_of
 from toolkit.worker import Workers
+
+# What stages without a preload of their own import anyway, and no framework: half a second of each.
+_COMMON = ("toolkit.dataset", "toolkit.evidence", "toolkit.config", "toolkit.columns", "toolkit.measure.accuracy")
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,17 @@ class _Run:
             record = StageRecord(step=step.id, status=status, key=key, seconds=_since(started))
             return Result(record, read_facts(entry.folder), entry.folder)
         except ToolkitError as error:
+            self._say_where(step, error)
             record = StageRecord(step=step.id, status="failed", key=key, seconds=_since(started), error=error.to_dict())
             return Result(record, error=error)
+
+    def _say_where(self, step: Step, error: ToolkitError) -> None:
+        """Names files by the step that made them: nobody knows the store's folders, and a failed output is gone."""
+        folders = {need.step: self.results[need.step].folder for need in step.needs.values()}
+        for id, folder in folders.items():
+            if folder:
+                error.where = error.where.replace(f"{folder}{os.sep}", f"{id}/").replace(str(folder), id)
+        error.where = re.sub(rf"{re.escape(str(self.store.root))}.*?{re.escape(os.sep)}out{re.escape(os.sep)}", f"{step.id}/", error.where)
 
     def _uncached(self, step: Step, inputs: dict[str, Path], document: dict[str, Any], started: float) -> Result:
         out = self.scratch / digest_of(step.id)[:16]
@@ -247,9 +260,9 @@ class _Run:
 
 
 def _preload(used: Iterable[plugins.Plugin]) -> tuple[str, ...]:
-    """What the stages of these plugins share; nothing as soon as they differ, as frameworks do not mix."""
+    """What the stages of these plugins share; no framework as soon as they differ, as frameworks do not mix."""
     found = {plugins.preload(plugin) for plugin in used}
-    return found.pop() if len(found) == 1 else ()
+    return (found.pop() if len(found) == 1 else ()) or _COMMON
 
 
 def _versions(used: Iterable[plugins.Plugin]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from toolkit.config import Parity, load_project
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, NoRoute
 from toolkit.pipeline import deliver, steps
+from toolkit.pipeline.execute import Result
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import make_plan
 from toolkit.pipeline.single import Samples, as_array, as_dataset, on_disk, open_model, output_path, random_samples, run_steps
@@ -41,8 +43,8 @@ def export(
     Args:
         model: A live model (``torch.nn.Module`` in evaluation mode), a program file (``.pt2``), or a project folder.
         example_inputs: Real samples, by input name or in the order of the model's parameters, samples along the first
-            axis (``[n x ...]``); a path to ``.npz`` or a folder of ``.npy`` files is taken too. Parity is measured on all
-            of them. Needed for a live model; a file without them is compared on random inputs, and the manifest says so.
+            axis (``[n x ...]``); a path to ``.npz`` or a folder of ``.npy`` files is taken too. Parity is measured on the
+            first 64. Needed for a live model; a file without them is compared on random inputs, and the manifest says so.
         format: ``onnx``, ``tflite``, or a plugin's.
         output: File to write; ``<name>.float32.<format>`` in the current folder by default.
         name: The model's name; taken from the file or the class by default.
@@ -63,30 +65,44 @@ def export(
         ParityFailed: The converted file computes something else.
         StageError: The framework failed.
     """
-    parity = Parity(min_sqnr_db=min_sqnr_db)
-    if isinstance(model, str | Path) and (Path(model).is_dir() or Path(model).suffix == ".toml"):
-        return _from_project(Path(model), format, output, store, listener)
-    if isinstance(model, str | Path):
-        return _from_file(Path(model), example_inputs, format, output, name, route, parity, store, listener)
-    return _from_object(model, example_inputs, format, output, name, tuple(output_names), route, parity, store, listener)
+    wanted = _Wanted(format, output, name, route, Parity(min_sqnr_db=min_sqnr_db), store, listener)
+    if not isinstance(model, str | Path):
+        return _from_object(model, example_inputs, tuple(output_names), wanted)
+    path = Path(model)
+    return _from_project(path, wanted) if path.is_dir() or path.suffix == ".toml" else _from_file(path, example_inputs, wanted)
 
 
-def _from_project(project: Path, format: str, output: str | Path | None, store: Store | None, listener: Listener | None) -> Artifact:
+@dataclass(frozen=True)
+class _Wanted:
+    """What every kind of source is asked for."""
+
+    format: str
+    output: str | Path | None
+    name: str | None
+    route: str | None
+    parity: Parity
+    store: Store | None
+    listener: Listener | None
+
+    def path(self, name: str, source: Path | None = None) -> Path:
+        return output_path(self.output, name, FLOAT, self.format, source)
+
+    def deliver(self, made: Result, out: Path, name: str, parent_sha256: str, **evidence: Any) -> Artifact:
+        return deliver.deliver_model(made, out, name=name, format=self.format, scheme=FLOAT, parent_sha256=parent_sha256, evidence=evidence)
+
+
+def _from_project(project: Path, wanted: _Wanted) -> Artifact:
     """Runs a project's steps up to the conversion."""
     plan = make_plan(*load_project(project))
-    candidate = next((c for c in plan.candidates if (c.format, c.scheme) == (format, FLOAT)), None)
+    candidate = next((c for c in plan.candidates if (c.format, c.scheme) == (wanted.format, FLOAT)), None)
     if candidate is None:
         known = ", ".join(sorted({c.format for c in plan.candidates}))
-        raise ConfigError(f"the project's targets do not run {format}; they run {known}", where=str(project), hint="add a target that does")
-    results = run_steps(ancestors(plan.steps, candidate.step), store, listener)
-    made = results[candidate.step]
-    assert made.folder is not None
-    out = output_path(output, plan.project.name, FLOAT, format, None)
-    source = results["source"].folder
-    parent = digest_file(source / model_file(plan.source_format)) if candidate.parent and source else ""
-    return deliver.deliver_model(
-        made, made.folder / model_file(format), out, name=plan.project.name, format=format, scheme=FLOAT, parent_sha256=parent
-    )
+        raise ConfigError(f"the project's targets run {known}, not {wanted.format}", where=str(project), hint="add a target that does")
+    name = plan.project.name
+    out = wanted.path(name)
+    results = run_steps(ancestors(plan.steps, candidate.step), wanted.store, wanted.listener)
+    parent = deliver.parent_digest(candidate, results, {"source": plan.source_format})
+    return wanted.deliver(results[candidate.step], out, name, parent)
 
 
 def ancestors(planned: Sequence[Step], last: str) -> list[Step]:
@@ -98,64 +114,38 @@ def ancestors(planned: Sequence[Step], last: str) -> list[Step]:
     return [step for step in planned if step.id in needed]
 
 
-def _from_file(
-    file: Path,
-    samples: Samples | None,
-    format: str,
-    output: str | Path | None,
-    name: str | None,
-    route: str | None,
-    parity: Parity,
-    store: Store | None,
-    listener: Listener | None,
-) -> Artifact:
+def _from_file(file: Path, samples: Samples | None, wanted: _Wanted) -> Artifact:
+    """Records what a program file computes, and converts it."""
     source_format = intake.check_model(file, plugins.format_of(file))
-    chosen = _route(source_format, format, route)
-    title = name or file.name.split(".")[0]
-    out = output_path(output, title, FLOAT, format, file)
-    given = samples if samples is not None else random_samples(open_model(file, store)[1].signature)
+    route = _route(source_format, wanted.format, wanted.route)
+    name = wanted.name or file.name.split(".")[0]
+    out = wanted.path(name, file)
+    given = samples if samples is not None else random_samples(open_model(file, wanted.store)[1].signature)
     with on_disk(given) as path:
-        source = steps.source_from_file(file, source_format, parity, path)
+        source = steps.source_from_file(file, source_format, wanted.parity, path)
         program = Need("source", model_file(source_format))
-        convert = steps.convert(program, chosen, Fact("source", "signature"), Need("source", "expected"), parity)
-        made = run_steps([source, convert], store, listener)[convert.id]
-    made.facts["parity_inputs"] = "real samples" if samples is not None else "random"
-    assert made.folder is not None
-    return deliver.deliver_model(
-        made, made.folder / model_file(format), out, name=title, format=format, scheme=FLOAT, parent_sha256=digest_file(file)
-    )
+        convert = steps.convert(program, route, Fact("source", "signature"), Need("source", "expected"), wanted.parity)
+        made = run_steps([source, convert], wanted.store, wanted.listener)[convert.id]
+    return wanted.deliver(made, out, name, digest_file(file), parity_inputs="real samples" if samples is not None else "random")
 
 
-def _from_object(
-    model: Any,
-    examples: Any,
-    format: str,
-    output: str | Path | None,
-    name: str | None,
-    output_names: tuple[str, ...],
-    route: str | None,
-    parity: Parity,
-    store: Store | None,
-    listener: Listener | None,
-) -> Artifact:
+def _from_object(model: Any, examples: Any, output_names: tuple[str, ...], wanted: _Wanted) -> Artifact:
     """Captures a live object here, as it cannot cross to another process; everything after that goes by files."""
     source = _source(model)
     plugins.require(source)
-    chosen = _route(source.format, format, route)
-    samples = _named(model, examples)
-    title = name or type(model).__name__
-    out = output_path(output, title, FLOAT, format, None)
+    route = _route(source.format, wanted.format, wanted.route)
+    samples = _named(model, examples).take(slice(0, wanted.parity.samples))
+    name = wanted.name or type(model).__name__
+    out = wanted.path(name)
     with tempfile.TemporaryDirectory(prefix="edgekit-capture-") as scratch:
         program = Path(scratch) / model_file(source.format)
         expected = source.capture(model, samples.columns, program, outputs=output_names)
         samples.write(Path(scratch) / "expected" / "inputs")
         Dataset(expected, None, "outputs").write(Path(scratch) / "expected" / "outputs")
         signature = Signature(inputs=_specs(samples.columns), outputs=_specs(expected))
-        convert = steps.convert(program, chosen, signature, Path(scratch) / "expected", parity)
-        made = run_steps([convert], store, listener)[convert.id]
-        parent = digest_file(program)
-    assert made.folder is not None
-    return deliver.deliver_model(made, made.folder / model_file(format), out, name=title, format=format, scheme=FLOAT, parent_sha256=parent)
+        convert = steps.convert(program, route, signature, Path(scratch) / "expected", wanted.parity)
+        made = run_steps([convert], wanted.store, wanted.listener)[convert.id]
+        return wanted.deliver(made, out, name, digest_file(program))
 
 
 def _source(model: Any) -> plugins.Source:

@@ -16,7 +16,6 @@ from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import make_plan
 from toolkit.pipeline.run import OUTPUT
 from toolkit.pipeline.single import run_steps
-from toolkit.pipeline.steps import model_file
 from toolkit.store import Store
 
 
@@ -62,14 +61,12 @@ def finetune(project: str | Path, *, output: str | Path | None = None, store: St
     results = run_steps(ancestors(plan.steps, "source"), store, listener)
     trained, captured = results["finetune"], results["source"]
     assert trained.folder is not None
-    assert captured.folder is not None
     folder = Path(output) if output else plan.folder / OUTPUT
     deliver.mark_output(folder)
     weights = folder / f"{plan.project.name}.safetensors"
     deliver.copy(trained.folder / "weights.safetensors", weights)
     deliver.copy(trained.folder / "training.json", folder / "training.json")
-    model = captured.folder / model_file(plan.source_format)
     out = folder / f"{plan.project.name}.{plan.source_format}"
-    program = deliver.deliver_model(captured, model, out, name=plan.project.name, format=plan.source_format, scheme="float32", parent_sha256="")
+    program = deliver.deliver_model(captured, out, name=plan.project.name, format=plan.source_format, scheme="float32", parent_sha256="")
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Finetuned(weights=weights, program=program, training=training, facts=trained.facts, cached=trained.cached)

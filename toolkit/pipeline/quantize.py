@@ -12,7 +12,7 @@ from toolkit.errors import ConfigError
 from toolkit.pipeline import deliver, steps
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.single import Samples, on_disk, open_model, output_path, run_steps
-from toolkit.pipeline.steps import Need, Step, model_file
+from toolkit.pipeline.steps import Need, Step
 from toolkit.store import Store
 
 
@@ -60,12 +60,14 @@ def quantize(
         chain = _calibration(stack, quantizer, scheme, calibration, chosen, samples)
         step = steps.quantize(opened.path, opened.format, scheme, chosen, Need("calibration", "calibration") if chain else None)
         results = run_steps([*chain, step], store, listener)
-    made = results[step.id]
-    if chain:
-        made.facts["calibration_samples"] = results["calibration"].facts
-    assert made.folder is not None
     return deliver.deliver_model(
-        made, made.folder / model_file(opened.format), out, name=name, format=opened.format, scheme=scheme, parent_sha256=opened.manifest.sha256
+        results[step.id],
+        out,
+        name=name,
+        format=opened.format,
+        scheme=scheme,
+        parent_sha256=opened.manifest.sha256,
+        evidence={"calibration_samples": results["calibration"].facts} if chain else {},
     )
 
 

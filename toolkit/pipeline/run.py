@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from toolkit import environment
 from toolkit.artifact import Artifact, Frozen
@@ -14,7 +15,8 @@ from toolkit.evidence import Change, Evaluation, Latency, Metric, Report, Row, V
 from toolkit.pipeline import deliver
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
-from toolkit.pipeline.plan import Plan, RowPlan, make_plan
+from toolkit.pipeline.plan import Candidate, Plan, RowPlan, make_plan
+from toolkit.pipeline.steps import model_file
 from toolkit.report import html, json, junit, markdown
 from toolkit.store import Store
 
@@ -197,7 +199,7 @@ def _latency(row: RowPlan, timed: Result) -> Latency | None:
 
 
 def _size_bytes(made: Result, format: str) -> int | None:
-    return (made.folder / f"model.{format}").stat().st_size if made.folder else None
+    return (made.folder / model_file(format)).stat().st_size if made.folder else None
 
 
 def _twin_size_bytes(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> int | None:
@@ -231,16 +233,24 @@ def _deliver(plan: Plan, results: Mapping[str, Result], folder: Path) -> tuple[A
     for candidate in plan.candidates:
         made = results[candidate.step]
         if made.folder:
-            model = made.folder / f"model.{candidate.format}"
-            parent = deliver.parent_digest(candidate, results, formats)
-            out = folder / "models" / candidate.file
-            delivered.append(
-                deliver.deliver_model(
-                    made, model, out, name=plan.project.name, format=candidate.format, scheme=candidate.scheme, parent_sha256=parent
-                )
+            artifact = deliver.deliver_model(
+                made,
+                folder / "models" / candidate.file,
+                name=plan.project.name,
+                format=candidate.format,
+                scheme=candidate.scheme,
+                parent_sha256=deliver.parent_digest(candidate, results, formats),
+                evidence=_calibration_facts(plan, candidate, results),
             )
+            delivered.append(artifact)
     _remove_stale(folder / "models", {artifact.path for artifact in delivered})
     return tuple(delivered)
+
+
+def _calibration_facts(plan: Plan, candidate: Candidate, results: Mapping[str, Result]) -> dict[str, Any]:
+    """Which samples a candidate was calibrated with."""
+    needs = next(step for step in plan.steps if step.id == candidate.step).needs
+    return {"calibration_samples": results["calibration"].facts} if "calibration" in needs else {}
 
 
 def _remove_stale(folder: Path, kept: set[Path]) -> None:

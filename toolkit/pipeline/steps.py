@@ -6,7 +6,7 @@ One builder per stage; this is the only place that knows a stage's dotted name a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Check:
     stage: str
     model: str
     options: Mapping[str, Any]
+    _: KW_ONLY
     needs: Mapping[str, Need] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     plugins: tuple[plugins.Plugin, ...] = ()
@@ -90,6 +91,7 @@ class Step:
     id: str
     stage: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    _: KW_ONLY
     needs: Mapping[str, Need] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     plugins: tuple[plugins.Plugin, ...] = ()
