@@ -68,6 +68,7 @@ def fit(build, images, labels):
     import torch
 
     torch.manual_seed(SEED)
+    torch.set_num_threads(1)  # as in the example's edgekit.toml
     model = build()
     rows, held = hold_out(labels)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)

@@ -45,7 +45,8 @@ class Plugin(Protocol):
         extra: What to install when one is missing, for example ``edgekit[torch,onnx]``.
 
     A plugin whose framework takes seconds to import may also have ``preload``, a tuple of modules that a server imports
-    once for all stages of that framework. Importing them must start no threads.
+    once for all stages of that framework. Importing them must leave no threads behind that do not survive a fork (NumPy's
+    OpenBLAS does: it ends its threads before a fork and starts them again when they are needed).
     """
 
     name: str

@@ -112,7 +112,9 @@ def test_kill_9_leaves_no_half_entry_and_the_next_store_sweeps(delay_ms, tmp_pat
     writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     try:
         writer.stdout.readline()
-        time.sleep(0.3 + delay_ms / 1000)
+        while not any(tmp_path.glob("stages/*/*/manifest.json")):
+            time.sleep(0.01)
+        time.sleep(delay_ms / 1000)
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()

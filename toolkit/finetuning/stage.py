@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.json"
-_THREADS = 2
 
 
 def run(job: Job) -> Facts:
@@ -43,7 +42,7 @@ def run(job: Job) -> Facts:
         job: Inputs are ``project`` (folder of the factory), ``data`` (a folder that holds ``train/``) and optionally ``weights``
             (``.safetensors`` to start from). Options are the fields of :class:`toolkit.config.Finetune`, ``factory``
             (``module:function``), ``seed``, ``classes`` (names: the model must have as many outputs; or a
-            number: at least as many) and ``threads``.
+            number: at least as many).
 
     Returns:
         ``epochs``, ``best_epoch``, ``validation_accuracy`` (``value`` and ``n``), ``device``, ``why`` it was taken, ``threads``,
@@ -63,8 +62,7 @@ def run(job: Job) -> Facts:
     if data.label is None:
         raise InputRejected("has no column 'label'", where=data.where, hint="add the class index of every sample")
     started = time.perf_counter()
-    threads = int(options.get("threads") or _THREADS)
-    with _reproducible(seed, threads, device):
+    with _reproducible(seed, settings.threads, device):
         model = _build(job)
         keep_eval = freeze(model, settings.freeze)
         model.to(device)
@@ -81,7 +79,7 @@ def run(job: Job) -> Facts:
         "validation_accuracy": {"value": history[chosen - 1].validation_accuracy, "n": len(held)},
         "device": device,
         "why": why,
-        "threads": threads,
+        "threads": settings.threads,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "seconds": round(time.perf_counter() - started, 3),

@@ -51,8 +51,9 @@ class Feed:
         return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, row_bytes)) // self.batch) * self.batch
 
     def _block(self, name: str, start: int, stop: int, padding: int) -> np.ndarray:
-        # A plain array over the mapped file: slicing numpy.memmap itself costs as much as a small model's inference.
-        block = np.asarray(self.data.columns[name][start:stop]).astype(self.dtypes[name], copy=False)
+        # A copy in memory: slicing numpy.memmap costs as much as a small model's inference, and first touches of a mapped
+        # file are waits that belong to the disk and not to the model.
+        block = np.array(self.data.columns[name][start:stop], dtype=self.dtypes[name])
         return np.concatenate([block, np.repeat(block[-1:], padding, axis=0)]) if padding else block
 
 
