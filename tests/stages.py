@@ -73,7 +73,17 @@ def child_outlives(job: Job) -> Facts:
 
 
 def eat_memory(job: Job) -> Facts:
-    return {"size": len(bytearray(8 << 30))}
+    return {"size": len(bytearray(1 << 60))}
+
+
+def tell_and_reject(job: Job) -> Facts:
+    job.progress(1, 2, "half")
+    return reject(job)
+
+
+def tell_forever(job: Job) -> Facts:
+    while True:
+        job.progress(1, 2, "half")
 
 
 def infinite_fact(job: Job) -> Facts:

@@ -27,7 +27,7 @@ class Child:
         Args:
             arguments: Its command-line arguments.
             log: Where its output goes.
-            hear: Called with each of its messages, from a thread.
+            hear: Called with each of its messages, from a thread. It must not raise: nobody would hear any more.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-X", "faulthandler", str(_SCRIPT), *arguments],
@@ -46,6 +46,11 @@ class Child:
         """Whether it still runs."""
         return self._process.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """Its exit status, negative for a signal; ``None`` while it runs."""
+        return self._process.poll()
+
     def wait(self, timeout_seconds: float) -> int:
         """Waits for its end and returns its exit status.
 
@@ -58,7 +63,7 @@ class Child:
         """Writes one line to its standard input; a dead child hears nothing."""
         stream = self._process.stdin
         if stream:
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError, ValueError):  # dead, or hung up by another thread
                 stream.write(json.dumps(message).encode() + b"\n")
                 stream.flush()
 
@@ -70,11 +75,15 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_seconds)
 
+    def listen_out(self, timeout_seconds: float) -> None:
+        """Waits until its last message was heard."""
+        self._listener.join(timeout_seconds)
+
     def end(self) -> None:
         """Ends it with everything that it started, and hears its last message. May be called again."""
         kill_group(self._process.pid)
         self.hang_up(60)
-        self._listener.join(timeout=5)
+        self.listen_out(5)
         if self._process.stdout:
             self._process.stdout.close()
 

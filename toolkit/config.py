@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -25,18 +26,35 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 def _fraction(value: Any) -> Any:
     """Reads ``0.01``, ``"1%"`` or ``"1pp"`` as a fraction."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*(pp|%)\s*", value)
+        match = re.fullmatch(rf"\s*({_NUMBER})\s*(pp|%)\s*", value)
         if not match:
             raise ValueError('write a fraction such as 0.01, or percentage points such as "1pp"')
         return float(match.group(1)) / 100
     return value
 
 
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-FactoryName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+def _margin(value: Any) -> Any:
+    """Refuses a margin that can never be exceeded: 1 is meant as one percentage point more often than as everything."""
+    if value == 1 and not isinstance(value, bool | str):
+        raise ValueError('1 would allow any loss; for one percentage point write "1pp" or 0.01')
+    return _fraction(value)
+
+
+_NUMBER = r"\d+\.?\d*|\.\d+"
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Fraction = Annotated[Number, BeforeValidator(_fraction), Field(ge=0, le=1)]
+Margin = Annotated[Number, BeforeValidator(_margin), Field(ge=0, lt=1)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+FACTORY_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+FactoryName = Annotated[str, Field(pattern=FACTORY_PATTERN)]
+_PATTERNS = {
+    NAME_PATTERN: "begin with a letter or digit; go on with letters, digits, dots, dashes and underscores",
+    FACTORY_PATTERN: "write module:function, for example digits:build",
+}
 
 
 class Budgets(Frozen):
@@ -51,7 +69,7 @@ class Budgets(Frozen):
     """
 
     min_accuracy: Fraction | None = None
-    max_drop: Fraction | None = None
+    max_drop: Margin | None = None
     max_size_bytes: Count | None = None
     max_size_ratio: Positive | None = None
     max_latency_p90_ms: Positive | None = None
@@ -84,7 +102,7 @@ class Target(Frozen):
     threads: Count = 1
     memory_mb: Count | None = None
     instruction_set: str = ""
-    schemes: tuple[Scheme, ...] = SCHEMES
+    schemes: tuple[Scheme, ...] = Field(default=SCHEMES, min_length=1)
     budgets: Budgets = Budgets()
 
 
@@ -111,8 +129,8 @@ class Recipe(Frozen):
     min_samples: Count = 8
     selection: Literal["stratified", "random"] = "stratified"
     method: Literal["min_max"] = "min_max"
-    per_channel: bool = True
-    value_range: tuple[float, float] | None = None
+    per_channel: Flag = True
+    value_range: tuple[Number, Number] | None = None
 
 
 class Data(Frozen):
@@ -147,7 +165,7 @@ class Model(Frozen):
         factory: ``module:function`` returning the model.
         weights: ``.safetensors`` file to start from.
         file: A model file to use as it is: ``.pt2``, ``.onnx`` or ``.tflite``.
-        outputs: Names for the model's outputs, in order.
+        outputs: Names for the model's outputs, in order; the first holds the class scores. For a file, which of its outputs do.
     """
 
     factory: FactoryName | None = None
@@ -183,9 +201,9 @@ class Finetune(Frozen):
     epochs: Count = 10
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     warmup: Fraction = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     freeze: tuple[str, ...] = ()
     threads: Count = 2
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -213,7 +231,7 @@ class Parity(Frozen):
     """
 
     samples: Count = 64
-    min_sqnr_db: float = 60.0
+    min_sqnr_db: Number = 60.0
 
 
 class Timing(Frozen):
@@ -242,9 +260,9 @@ class Project(Frozen):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: Name
     task: Task
-    seed: int = 0
+    seed: Annotated[int, Field(strict=True)] = 0
     targets: tuple[str, ...] = Field(min_length=1)
-    schemes: tuple[Scheme, ...] = ("float32", "static_wi8_ai8")
+    schemes: tuple[Scheme, ...] = Field(default=("float32", "static_wi8_ai8"), min_length=1)
     data: Data
     model: Model
     finetune: Finetune | None = None
@@ -283,7 +301,11 @@ def parse(kind: type[Document], text: str, where: str, **given: Any) -> Document
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"is not valid TOML: {error}", where=where, hint="mend the line named above") from error
+        line = re.search(r"at line (\d+)", str(error))
+        what, hint = (
+            ("", f"mend line {line[1]}") if line else ("the last value is not closed: ", "mend the end: a value, quote or bracket is missing")
+        )
+        raise ConfigError(f"is not valid TOML: {what}{error}", where=where, hint=hint) from error
     try:
         return kind.model_validate({**document, **given})
     except ValidationError as error:
@@ -299,7 +321,8 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"{what} does not exist", where=str(path), hint="check the path; edgekit init writes a project") from error
+        known = {"project file": "edgekit init writes a project", "target file": "run: edgekit targets"}.get(what, "see docs/calibration.md")
+        raise ConfigError(f"{what} does not exist", where=str(path), hint=f"check the path; {known}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} cannot be read: {error}", where=str(path), hint="check that it is a UTF-8 text file") from error
 
@@ -337,9 +360,19 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
         return ConfigError(f"unknown key {key!r}{more}", where=where, hint=nearest(path[-1], _keys_at(kind, path[:-1])))
     if first["type"] == "missing":
         return ConfigError(f"key {key!r} is missing{more}", where=where, hint="edgekit init writes a commented example")
-    message = first["msg"].removeprefix("Value error, ")
+    message = _PATTERNS.get(first.get("ctx", {}).get("pattern", ""), first["msg"].removeprefix("Value error, "))
     found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
-    return ConfigError(f"{key or 'document'}: {message}{found}{more}", where=where, hint="see docs/configuration.md")
+    return ConfigError(f"{key or 'document'}: {message}{found}{more}", where=where, hint=_remedy(first))
+
+
+def _remedy(problem: Mapping[str, Any]) -> str:
+    """What to write instead, where that can be guessed: a choice misspelt, or a percentage without its sign."""
+    value, context = problem["input"], problem.get("ctx", {})
+    if problem["type"] == "literal_error" and isinstance(value, str):
+        return nearest(value, re.findall(r"'([^']*)'", context["expected"]))
+    if 1 in (context.get("le"), context.get("lt")) and isinstance(value, float | int) and 1 < value < 100:
+        return f'write {value / 100:g} or "{value:g}%"'
+    return "see docs/configuration.md"
 
 
 def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
@@ -360,7 +393,7 @@ def make_budgets(given: dict[str, Any]) -> Budgets:
     Raises:
         ConfigError: A value does not fit.
     """
-    numbers = {name: float(value) if isinstance(value, str) and re.fullmatch(r"[0-9.]+", value) else value for name, value in given.items()}
+    numbers = {name: float(value) if isinstance(value, str) and re.fullmatch(_NUMBER, value) else value for name, value in given.items()}
     try:
         return Budgets.model_validate(numbers)
     except ValidationError as error:

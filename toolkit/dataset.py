@@ -87,6 +87,12 @@ def load(path: Path) -> Dataset:
         columns = _read_npz(path)
     else:
         raise InputRejected("does not exist", where=where, hint="give a folder of .npy files or an .npz file")
+    if not columns:
+        found = "has no .npy files here" if path.is_dir() else "has no arrays"
+        raise InputRejected(found, where=where, hint="give one array per model input, named like it, and label for the answers")
+    for name, column in columns.items():
+        if not isinstance(column, np.ndarray) or not column.ndim:
+            raise InputRejected(f"column {name!r} is not an array with one row per sample", where=where, hint="give one row per sample")
     label = columns.pop(LABEL, None)
     return Dataset(columns, None if label is None else as_label(label, where), where)
 
@@ -120,7 +126,7 @@ def _read_npy(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InputRejected(f"is not a readable .npy file: {error}", where=str(file), hint="write it again with numpy.save") from error
+        raise InputRejected(f"is not a readable .npy file: {_why(error)}", where=str(file), hint="write it again with numpy.save") from error
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
@@ -128,4 +134,14 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise InputRejected(f"is not a readable .npz file: {error}", where=str(file), hint="write it again with numpy.savez") from error
+        raise InputRejected(f"is not a readable .npz file: {_why(error)}", where=str(file), hint="write it again with numpy.savez") from error
+
+
+def _why(error: Exception) -> str:
+    """NumPy's reason, without its advice to read a file that may run code."""
+    said = str(error)
+    if isinstance(error, AttributeError | TypeError):
+        return "it is a single array; give it the suffix .npy, in a folder"
+    if "object arrays" in said.lower():
+        return "it holds Python objects, expected numbers"
+    return "it holds something else than NumPy arrays" if "pickle" in said.lower() else said

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import SetupError
 from toolkit.plugins import discover, distribution_version
 
 
 def describe() -> dict[str, Any]:
     """Returns CPU, system, Python and the versions of every distribution that a plugin uses."""
-    names = {
-        name for group in ("sources", "routes", "quantizers", "runtimes") for plugin in discover(group).values() for name in plugin.distributions
-    }
-    versions = {name: distribution_version(name) for name in sorted(names | {"edgekit", "numpy"})}
+    names = {"edgekit", "numpy"}
+    for group in ("sources", "routes", "quantizers", "runtimes"):
+        with contextlib.suppress(SetupError):  # a broken plugin is doctor's to tell
+            names.update(name for plugin in discover(group).values() for name in plugin.distributions)
+    versions = {name: distribution_version(name) for name in sorted(names)}
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, Literal
@@ -21,11 +22,11 @@ class Verdict(StrEnum):
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """Combines verdicts: one failure fails, else one doubt is a doubt, else it passes."""
+    """Combines verdicts: one failure fails, else one doubt is a doubt, else it passes. Nothing judged is no pass."""
     seen = set(verdicts)
     if Verdict.FAIL in seen:
         return Verdict.FAIL
-    return Verdict.INCONCLUSIVE if Verdict.INCONCLUSIVE in seen else Verdict.PASS
+    return Verdict.PASS if seen == {Verdict.PASS} else Verdict.INCONCLUSIVE
 
 
 class Metric(Frozen):
@@ -44,6 +45,9 @@ class Metric(Frozen):
     low: float
     high: float
     n: int
+
+    def __str__(self) -> str:
+        return f"{show_name(self.name)} {show_metric(self)}"
 
 
 class Change(Frozen):
@@ -65,6 +69,9 @@ class Change(Frozen):
     lost: int
     gained: int
 
+    def __str__(self) -> str:
+        return f"{show_change(self)} n={self.n}, {self.lost} lost, {self.gained} gained"
+
 
 class Latency(Frozen):
     """Time of one inference at batch size 1, in milliseconds, with 95 % intervals of the quantiles.
@@ -78,6 +85,8 @@ class Latency(Frozen):
         p90_high: Upper end of the 90th percentile's interval.
         n: Number of timed inferences.
         ratio_to_float: Median over the float model's median, interleaved in the same run; ``None`` without one.
+        ratio_low: Lower end of the ratio's interval.
+        ratio_high: Upper end of the ratio's interval.
         stand_in: What the figure was measured on, when that is not the target itself.
     """
 
@@ -89,7 +98,13 @@ class Latency(Frozen):
     p90_high: float
     n: int
     ratio_to_float: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
     stand_in: str = "host cpu"
+
+    def __str__(self) -> str:
+        ratio = f", {show_ratio(self)} of the baseline" if self.ratio_to_float is not None else ""
+        return f"p50 {show_p50(self)}, p90 {show_p90(self)}, n={self.n}{ratio}"
 
 
 class Evaluation(Frozen):
@@ -114,7 +129,7 @@ class Evaluation(Frozen):
     cached: bool = False
 
     def _repr_html_(self) -> str:
-        facts = {"runtime": self.runtime, "target": f"{self.target} ({self.stand_in})", self.metric.name: show_metric(self.metric)}
+        facts = {"runtime": self.runtime, "target": f"{self.target} ({self.stand_in})", show_name(self.metric.name): show_metric(self.metric)}
         if self.change:
             facts["change"] = show_change(self.change)
         return display.facts_html(self.artifact, facts)
@@ -137,7 +152,7 @@ class Benchmark(Frozen):
 
     def _repr_html_(self) -> str:
         latency = self.latency_ms
-        facts = {"runtime": self.runtime, "target": f"{self.target} ({latency.stand_in})", "latency": show_latency(latency)}
+        facts = {"runtime": self.runtime, "target": f"{self.target} ({latency.stand_in})", **latency_facts(latency)}
         return display.facts_html(self.artifact, facts)
 
 
@@ -231,7 +246,8 @@ class Report(Frozen):
     environment: dict[str, Any] = Field(default_factory=dict)
 
     def _repr_html_(self) -> str:
-        return display.table_html(f"{self.project}: {self.verdict}", TABLE_HEADER, [table_row(row) for row in self.rows])
+        rows = [(*table_row(row), "" if row.verdict is Verdict.PASS else row.reason) for row in self.rows]
+        return display.table_html(f"{self.project}: {self.verdict}", (*TABLE_HEADER, "reason"), rows)
 
 
 TABLE_HEADER = ("artifact", "runtime", "target", "size", "accuracy [95 %]", "change [95 %]", "p50 / p90 ms", "verdict")
@@ -242,7 +258,7 @@ def table_row(row: Row) -> tuple[str, ...]:
     return (
         f"{row.artifact}",
         row.runtime,
-        f"{row.target} ({row.stand_in})",
+        f"{row.target} ({row.stand_in})" if row.stand_in else row.target,
         show_size(row.size_bytes),
         show_metric(row.metric) if row.metric else "-",
         show_change(row.change) if row.change else "-",
@@ -258,6 +274,11 @@ def show_size(size_bytes: int | None) -> str:
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} KB"
 
 
+def show_name(name: str) -> str:
+    """Spells a metric's name for people: ``top1_accuracy`` is top-1 accuracy."""
+    return re.sub(r"^top(?=\d)", "top-", name).replace("_", " ")
+
+
 def show_metric(metric: Metric) -> str:
     """Formats a rate as a percentage with interval and sample count."""
     return f"{metric.value:.2%} [{metric.low:.2%}, {metric.high:.2%}] n={metric.n}"
@@ -271,3 +292,27 @@ def show_change(change: Change) -> str:
 def show_latency(latency: Latency) -> str:
     """Formats median and 90th percentile."""
     return f"{latency.p50:.3f} / {latency.p90:.3f}"
+
+
+def show_p50(latency: Latency) -> str:
+    """Formats the median with unit and interval."""
+    return f"{latency.p50:.4f} ms [{latency.p50_low:.4f}, {latency.p50_high:.4f}]"
+
+
+def show_p90(latency: Latency) -> str:
+    """Formats the 90th percentile with unit and interval."""
+    return f"{latency.p90:.4f} ms [{latency.p90_low:.4f}, {latency.p90_high:.4f}]"
+
+
+def show_ratio(latency: Latency) -> str:
+    """Formats the ratio of the medians, with its interval where there is one."""
+    if latency.ratio_to_float is None:
+        return "-"
+    interval = f" [{latency.ratio_low:.2f}, {latency.ratio_high:.2f}]" if latency.ratio_low is not None and latency.ratio_high is not None else ""
+    return f"{latency.ratio_to_float:.2f}{interval}"
+
+
+def latency_facts(latency: Latency) -> dict[str, str]:
+    """Names every figure of a latency, for a list of facts."""
+    facts = {"p50": show_p50(latency), "p90": show_p90(latency), "inferences": f"{latency.n:,}"}
+    return facts if latency.ratio_to_float is None else {**facts, "median / baseline": show_ratio(latency)}

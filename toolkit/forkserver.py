@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,22 @@ from toolkit.child import Child, kill_group
 Progress = Callable[[int, int, str], None]
 
 
+_OUTPUT_BYTES = 1 << 16
+
+
+@dataclass(eq=False)
 class ServerDied(Exception):
-    """The server ended before it answered; the message is where its output is."""
+    """The server ended before it answered.
+
+    Attributes:
+        ready: Whether it had imported its modules.
+        status: Its exit status, negative for a signal.
+        output: The end of what it printed.
+    """
+
+    ready: bool
+    status: int
+    output: str
 
 
 class ForkServer:
@@ -25,13 +41,15 @@ class ForkServer:
 
     def __init__(self, modules: tuple[str, ...]) -> None:
         """Starts the server; it imports ``modules`` before it takes requests."""
-        with tempfile.NamedTemporaryFile(prefix="edgekit-server-", suffix=".txt", delete=False) as stream:
-            self.log = Path(stream.name)
-            self._server = Child(["--serve", ",".join(modules)], stream, self._hear)
+        self._ready = threading.Event()
         self._replies: dict[int, queue.SimpleQueue[list[Any]]] = {}
         self._progress: dict[int, Progress] = {}
         self._numbers = itertools.count(1)
         self._speaking = threading.Lock()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  without a name, so that nothing stays behind, whatever dies
+        self._reading = threading.Lock()
+        self._output = ""
+        self._server = Child(["--serve", ",".join(modules)], self._log, self._hear)
 
     @property
     def alive(self) -> bool:
@@ -60,13 +78,15 @@ class ForkServer:
         finally:
             if child:
                 kill_group(child)
-            del self._replies[job], self._progress[job]
+            self._replies.pop(job), self._progress.pop(job)
 
     def stop(self) -> None:
         """Ends the server and all of its children."""
         self._server.hang_up(2)
         self._server.end()
-        self.log.unlink(missing_ok=True)
+        with self._reading:
+            self._output = self._read_output()
+            self._log.close()
 
     def _next(self, job: int, deadline: float) -> list[Any]:
         """Waits for the next reply, the deadline, or the server's death."""
@@ -76,12 +96,27 @@ class ForkServer:
             except queue.Empty:
                 if time.monotonic() >= deadline:
                     raise TimeoutError from None
-                if not self.alive and self._replies[job].empty():
-                    raise ServerDied(self.log) from None
+                if self.alive:
+                    continue
+                self._server.listen_out(5)
+                if self._replies[job].empty():
+                    with self._reading:
+                        raise ServerDied(self._ready.is_set(), self._server.status or 0, self._read_output()) from None
+
+    def _read_output(self) -> str:
+        """Reads without moving the position at which the server writes; a stopped server is remembered."""
+        if self._log.closed:
+            return self._output
+        start = max(0, os.fstat(self._log.fileno()).st_size - _OUTPUT_BYTES)
+        return os.pread(self._log.fileno(), _OUTPUT_BYTES, start).decode(errors="replace")
 
     def _hear(self, message: list[Any]) -> None:
         kind, job, *rest = message
-        if kind == "progress" and job in self._progress:
-            self._progress[job](*rest)
-        elif job in self._replies:
-            self._replies[job].put(message)
+        # Whoever asked may have given up meanwhile, in another thread: looked up once, then used.
+        progress, replies = self._progress.get(job), self._replies.get(job)
+        if kind == "ready":
+            self._ready.set()
+        elif kind == "progress" and progress:
+            progress(*rest)
+        elif kind in ("started", "ended") and replies:
+            replies.put(message)

@@ -229,16 +229,16 @@ def get(group: str, name: str) -> Any:
 
 
 def routes(source: str, format: str) -> list[Route]:
-    """Returns the routes from one format to another, ready ones first.
+    """Returns the routes from one format to another, ready ones first, then Edgekit's own.
 
     Raises:
         NoRoute: There is none.
     """
-    found = [route for route in discover("routes").values() if (route.source, route.format) == (source, format)]
+    found = [route for route in _by_trust("routes") if (route.source, route.format) == (source, format)]
     if not found:
         known = sorted({f"{route.source} -> {route.format}" for route in discover("routes").values()})
         raise NoRoute(f"no route converts {source} to {format}; routes installed: {', '.join(known)}", hint="run: edgekit doctor")
-    return sorted(found, key=lambda route: bool(missing_modules(route)))
+    return found
 
 
 def quantizer(format: str, scheme: str) -> Quantizer:
@@ -247,9 +247,10 @@ def quantizer(format: str, scheme: str) -> Quantizer:
     Raises:
         NoRoute: There is none.
     """
-    for plugin in discover("quantizers").values():
+    for plugin in _by_trust("quantizers"):
         if plugin.format == format and scheme in plugin.schemes:
-            return plugin
+            found: Quantizer = plugin
+            return found
     known = sorted(f"{p.format}: {scheme}" for p in discover("quantizers").values() for scheme in p.schemes)
     raise NoRoute(f"no quantizer makes {scheme} for {format}; known: {', '.join(known)}", hint="run: edgekit doctor")
 
@@ -260,9 +261,10 @@ def runtime_for(format: str) -> Runtime:
     Raises:
         NoRoute: There is none.
     """
-    for plugin in discover("runtimes").values():
+    for plugin in _by_trust("runtimes"):
         if format in plugin.formats:
-            return plugin
+            found: Runtime = plugin
+            return found
     raise NoRoute(f"no runtime executes {format} files", hint="run: edgekit doctor")
 
 
@@ -289,6 +291,13 @@ def format_of(path: Path) -> str | None:
     declared = {format for runtime in discover("runtimes").values() for format in runtime.formats}
     declared |= {reader.format for reader in discover("readers").values()}
     return suffix if suffix in declared else None
+
+
+def _by_trust(group: str) -> list[Any]:
+    """A group's plugins as they are asked: ready ones first, then Edgekit's own, then by name."""
+    found = discover(group)
+    own = {name for name, plugin in found.items() if type(plugin).__module__.startswith("toolkit.")}
+    return sorted(found.values(), key=lambda plugin: (bool(missing_modules(plugin)), plugin.name not in own, plugin.name))
 
 
 def missing_modules(plugin: Plugin) -> list[str]:

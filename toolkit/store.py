@@ -2,34 +2,41 @@
 
 A stage writes into a private staging folder; one ``rename`` publishes it under the SHA-256 of everything that decided
 its content. Whoever finds a key therefore finds a complete entry or none. A staging folder is held by a file lock that
-dies with its process, so that what a killed process left behind can be told from work in progress, and swept.
+dies with its process, so that what a killed process left behind can be told from work in progress, and swept. A run
+holds such a lock for as long as it reads entries, so that nobody empties the store below it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from toolkit.errors import StoreError
+from toolkit.errors import InputRejected, StoreError
+from toolkit.intake import sha256_file
 
 log = logging.getLogger("edgekit")
 
 ENVIRONMENT_VARIABLE = "EDGEKIT_CACHE"
-_CHUNK_BYTES = 1 << 20
 _LOG_DAYS = 14
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+digest_file = sha256_file
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,6 @@ class Entry:
     folder: Path
     files: Mapping[str, str]
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over names and contents: equal outputs have equal digests, whatever made them."""
-        return digest_of(dict(self.files))
-
 
 def canonical(document: Any) -> bytes:
     """Serializes a document so that equal documents give equal bytes."""
@@ -60,15 +62,6 @@ def canonical(document: Any) -> bytes:
 def digest_of(document: Any) -> str:
     """Returns the SHA-256 of a document's canonical JSON."""
     return hashlib.sha256(canonical(document)).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """Returns the SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def default_root() -> Path:
@@ -90,9 +83,9 @@ class Store:
             StoreError: The folder cannot be made or written.
         """
         self.root = (root or default_root()).absolute()
-        self._stages, self._staging, self.logs = (self.root / name for name in ("stages", "staging", "logs"))
+        self._stages, self._staging, self.logs, self._users = (self.root / name for name in ("stages", "staging", "logs", "users"))
         with self._guard():
-            for folder in (self._stages, self._staging, self.logs):
+            for folder in (self._stages, self._staging, self.logs, self._users):
                 folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
 
@@ -100,19 +93,22 @@ class Store:
         """Returns a published entry after verifying every file, or ``None``.
 
         A damaged entry is dropped with a warning, so that the stage runs again.
+
+        Raises:
+            StoreError: The entry is there and cannot be read.
         """
         home = self._home(key)
-        try:
-            manifest = json.loads((home / "manifest.json").read_text(encoding="utf-8"))
-            entry = Entry(key, home / "out", manifest["files"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            entry = None
-        if entry is None or not _intact(entry):
-            log.warning("a damaged cache entry was dropped and will be computed again: %s", home)
-            self._discard(home)
-            return None
+        with self._guard():
+            try:
+                entry = _read_entry(key, home)
+            except FileNotFoundError:
+                return None
+            if entry is None or not _intact(entry):
+                log.warning("a damaged cache entry was dropped and will be computed again: %s", home)
+                self._discard(home)
+                return None
+        with contextlib.suppress(OSError):  # a cache that only others may write serves all the same
+            os.utime(home / "manifest.json")
         return entry
 
     @contextlib.contextmanager
@@ -126,39 +122,75 @@ class Store:
         Raises:
             StoreError: The disk is full or the folder cannot be written.
         """
-        with self._guard():
-            work = Path(tempfile.mkdtemp(dir=self._staging, prefix=f"{key[:8]}-"))
-            lock = FileLock(work.with_suffix(".lock"))
-            lock.acquire()
-            (work / "out").mkdir()
-        try:
-            yield work / "out"
+        with contextlib.ExitStack() as stack:
+            with self._guard():
+                work = stack.enter_context(self._workplace(key[:8]))
+                (work / "out").mkdir()
+            with self._guard(full_disk_alone=True):
+                yield work / "out"
             with self._guard():
                 self._publish(key, work, inputs)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps others from removing entries while the block runs. Any number of processes may use the store at a time.
+
+        Raises:
+            StoreError: The disk is full.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._guard(), _suppress_read_only(), self._gate():
+                stack.enter_context(_fresh_lock(self._users, "run"))
+            yield
+
+    def log_path(self, step: str) -> Path:
+        """Names a new log file; no two calls give the same name, in whatever process.
+
+        Raises:
+            StoreError: The folder of logs cannot be made.
+        """
+        with self._guard():
+            self.logs.mkdir(parents=True, exist_ok=True)
+        return self.logs / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', step)[:100]}-{uuid.uuid4().hex[:12]}.txt"
 
     def entries(self) -> list[tuple[str, int, float]]:
-        """Lists key, size in bytes and time of last use of every entry."""
+        """Lists key, size in bytes and time of last use of every entry.
+
+        Raises:
+            StoreError: The folder cannot be read.
+        """
         found = []
-        for manifest in self._stages.glob("*/*/manifest.json"):
-            home = manifest.parent
-            size_bytes = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
-            found.append((home.name, size_bytes, manifest.stat().st_mtime))
+        with self._guard():
+            for manifest in self._stages.glob("*/*/manifest.json"):
+                home = manifest.parent
+                with contextlib.suppress(FileNotFoundError):  # somebody removed it meanwhile
+                    size_bytes = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+                    found.append((home.name, size_bytes, manifest.stat().st_mtime))
         return sorted(found)
 
-    def remove(self, *, unused_days: float = 0.0) -> tuple[int, int]:
-        """Removes entries that were not used for some days; all of them by default.
+    def remove(self, *, unused_days: float = 0.0, force: bool = False) -> tuple[int, int]:
+        """Removes entries and logs that were not used for some days; all of them by default.
+
+        Args:
+            unused_days: What was used within this time stays.
+            force: Also while a run uses the store; that run may then fail.
 
         Returns:
-            How many entries and how many bytes were removed.
+            How many entries and how many bytes of them were removed.
+
+        Raises:
+            StoreError: A run uses the store, or the folder cannot be written.
         """
-        limit = time.time() - unused_days * 86400
-        old = [(key, size_bytes) for key, size_bytes, used in self.entries() if used <= limit]
-        for key, _ in old:
-            self._discard(self._home(key))
+        with self._guard(), self._gate():
+            users = self._count_users()
+            if users and not force:
+                hint = "wait until it is done, or force it: edgekit cache clear --force"
+                raise StoreError(f"cannot be emptied: {users} {'run is' if users == 1 else 'runs are'} using it", where=str(self.root), hint=hint)
+            limit = time.time() - unused_days * 86400 if unused_days else math.inf
+            old = [(key, size_bytes) for key, size_bytes, used in self.entries() if used <= limit]
+            for key, _ in old:
+                self._discard(self._home(key))
+            self._remove_logs(limit)
         return len(old), sum(size_bytes for _, size_bytes in old)
 
     def _home(self, key: str) -> Path:
@@ -186,41 +218,127 @@ class Store:
 
     def _discard(self, home: Path) -> None:
         """Removes an entry; it is moved away first so that no reader sees half of it."""
-        with self._guard():
-            grave = Path(tempfile.mkdtemp(dir=self._staging, prefix="discard-"))
-            with contextlib.suppress(FileNotFoundError):
-                home.rename(grave / "entry")
-            shutil.rmtree(grave, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Removes staging folders whose process is gone, and logs that nobody will look at any more."""
-        for old in self.logs.iterdir():
-            if time.time() - old.stat().st_mtime > _LOG_DAYS * 86400:
-                old.unlink(missing_ok=True)
-        for work in [path for path in self._staging.iterdir() if path.is_dir()]:
-            lock = FileLock(work.with_suffix(".lock"))
-            if not Path(lock.lock_file).exists():
-                if time.time() - work.stat().st_mtime > 3600:
-                    shutil.rmtree(work, ignore_errors=True)
-                continue
-            with contextlib.suppress(Timeout), lock.acquire(timeout=0):
-                shutil.rmtree(work, ignore_errors=True)
-                Path(lock.lock_file).unlink(missing_ok=True)
+        with self._workplace("discard") as grave, contextlib.suppress(FileNotFoundError):
+            home.rename(grave / "entry")
 
     @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _workplace(self, name: str) -> Iterator[Path]:
+        """Gives a new folder that is removed in the end, by a later sweep if need be; its lock is there before it is."""
+        with _fresh_lock(self._staging, name) as lock:
+            work = lock.with_suffix("")
+            try:
+                work.mkdir()
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def _gate(self) -> FileLock:
+        """One at a time: a run that begins, or a removal, so that no run begins in the middle of one."""
+        return FileLock(self.root / "users.lock")
+
+    def _count_users(self) -> int:
+        return sum(not _remove_if_abandoned(marker) for marker in self._users.glob("*.lock"))
+
+    def _remove_logs(self, limit: float) -> None:
+        for old in self.logs.iterdir():
+            with contextlib.suppress(OSError):
+                if old.stat().st_mtime <= limit:
+                    old.unlink()
+
+    def _sweep(self) -> None:
+        """Removes what killed processes left, and old logs. Others work here meanwhile, so whatever was listed may be gone."""
+        self._remove_logs(time.time() - _LOG_DAYS * 86400)
+        self._count_users()
+        for lock in self._staging.glob("*.lock"):
+            _remove_if_abandoned(lock, lock.with_suffix(""))
+        for work in self._staging.iterdir():
+            # A folder without a lock comes from somewhere else, perhaps a file system that lost the lock.
+            with contextlib.suppress(OSError):
+                if work.is_dir() and not work.with_suffix(".lock").exists() and time.time() - work.stat().st_mtime > 3600:
+                    shutil.rmtree(work, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _guard(self, *, full_disk_alone: bool = False) -> Iterator[None]:
+        """Says what the system says as a :class:`StoreError`; of foreign code, a full disk alone."""
+        hint = f"free some space, mend the permissions, or set {ENVIRONMENT_VARIABLE} to another folder"
         try:
             yield
         except OSError as error:
-            hint = f"free some space, mend the permissions, or set {ENVIRONMENT_VARIABLE} to another folder"
+            if full_disk_alone and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise StoreError(f"the cache cannot be used: {error.strerror or error}", where=str(error.filename or self.root), hint=hint) from error
+        except InputRejected as error:
+            if full_disk_alone:
+                raise
+            raise StoreError(f"the cache cannot be used: {error.message}", where=error.where, hint=hint) from error
+
+
+def _read_entry(key: str, home: Path) -> Entry | None:
+    """Reads a manifest; ``None`` when it is not one."""
+    try:
+        files = json.loads((home / "manifest.json").read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return Entry(key, home / "out", files) if isinstance(files, dict) else None
 
 
 def _intact(entry: Entry) -> bool:
+    return all(_matches(entry.folder / name, digest) for name, digest in entry.files.items())
+
+
+def _matches(path: Path, digest: str) -> bool:
+    """Whether a file is there with the right bytes. One that cannot be read for now is an error, and no reason to drop it."""
     try:
-        return all(digest_file(entry.folder / name) == digest for name, digest in entry.files.items())
-    except OSError:
+        return digest_file(path) == digest
+    except ValueError:  # no name of a file, such as one with a zero byte
         return False
+    except InputRejected as error:
+        if isinstance(error.__cause__, _MISSING):
+            return False
+        raise
+
+
+@contextlib.contextmanager
+def _fresh_lock(folder: Path, name: str) -> Iterator[Path]:
+    """Holds a lock file of a name that nobody had before, and removes it in the end."""
+    while True:
+        path = folder / f"{name}-{uuid.uuid4().hex}.lock"
+        lock = FileLock(path, thread_local=False)
+        lock.acquire()
+        if path.exists():
+            break
+        lock.release()  # a sweeper found the file before it was held, and removed it
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
+
+
+def _remove_if_abandoned(path: Path, *folders: Path) -> bool:
+    """Removes a lock file and what it guards if no process holds it. What cannot be decided counts as held."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except OSError:  # also filelock's Timeout
+        return False
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    lock.release()
+    return True
+
+
+@contextlib.contextmanager
+def _suppress_read_only() -> Iterator[None]:
+    """Lets a cache serve that this user may read and not write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
 
 
 def _flush_to_disk(path: Path) -> None:

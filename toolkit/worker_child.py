@@ -5,7 +5,8 @@ MODULE,MODULE`` imports modules once and then forks a child for each request tha
 stages of one framework share its slow import and nothing else.
 
 Standard output of a stage goes to its log, as frameworks print freely; the real standard output carries messages alone,
-one JSON array a line: ``["progress", job, done, total, note]``, ``["started", job, pid]`` and ``["ended", job, status]``.
+one JSON array a line: ``["progress", job, done, total, note]``, and from a server ``["ready", 0]`` after its imports,
+``["started", job, pid]`` and ``["ended", job, status]``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def serve(modules: list[str]) -> None:
     warnings.simplefilter("ignore")
     for module in modules:
         importlib.import_module(module)
+    _send(messages, ["ready", 0])
     children: dict[int, int] = {}
     pending = b""
     while True:
@@ -97,8 +99,6 @@ def _reap(children: dict[int, int], messages: int) -> None:
 def _run_request(folder: Path, messages: int, job: int) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     warnings.simplefilter("ignore")
-    if request["memory_bytes"]:
-        _cap_memory(request["memory_bytes"])
     result = _call(request, messages, job)
     partial = folder / "result.tmp"
     partial.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
@@ -155,12 +155,6 @@ def _end_when_orphaned(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
-
-
-def _cap_memory(memory_bytes: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
 
 if __name__ == "__main__":

@@ -121,14 +121,14 @@ def test_an_empty_cache_gives_the_same_models(digits, tmp_path):
 
 def test_models_of_an_earlier_run_do_not_linger(digits, variant, tmp_path):
     out = tmp_path / "out"
-    (out / "models").mkdir(parents=True)
-    (out / "models" / "mine.txt").write_text("not yours")
     assert digits.shell("run", digits.project, "--output", out).code == 0
+    for name in ("mine.tflite", "mine.tflite.manifest.json"):
+        (out / "models" / name).write_text("not yours")
     only_onnx = variant(('"desktop-ort", "desktop-litert", "android-midrange-litert", "android-midrange-ort"', '"desktop-ort"'))
     assert digits.shell("run", only_onnx, "--output", out).code == 0
     names = {path.name for path in (out / "models").iterdir()}
-    assert "mine.txt" in names
-    assert not any(".tflite" in name for name in names)
+    assert {name for name in names if "tflite" in name} == {"mine.tflite", "mine.tflite.manifest.json"}
+    assert "digits.float32.onnx" in names
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:

@@ -72,7 +72,6 @@ def test_a_bad_key_is_2_with_the_nearest_one(digits, variant):
     ("words", "says"),
     [
         (("check", "absent"), "does not exist"),
-        (("check", "model.onnx"), "needs --data and --target"),
         (("run", ".", "--jobs", "0"), "--jobs"),
         (("evaluate", "m.onnx"), "--data"),
         (("export", "m.pt2", "--format", "json"), "give one model format"),
@@ -104,7 +103,13 @@ def test_a_truncated_model_is_3(digits, held_out, format, tmp_path):
     broken = tmp_path / f"broken.{format}"
     broken.write_bytes(digits.model(format).read_bytes()[:-1000])
     target = "desktop-ort" if format == "onnx" else "desktop-litert"
-    for verb in (["check", broken, "--data", held_out, "--target", target], ["inspect", broken], ["quantize", broken, "--calibration", held_out]):
+    for verb in (
+        ["check", broken],
+        ["check", broken, "--data", held_out, "--target", target],
+        ["check", broken, "--data", held_out, "--target", target, "--min-accuracy", "0.5"],
+        ["inspect", broken],
+        ["quantize", broken, "--calibration", held_out],
+    ):
         done = digits.shell(*verb, cwd=tmp_path)
         assert done.code == 3, (verb, done.stderr)
         assert "broken" in done.stderr
@@ -131,9 +136,19 @@ def test_a_changed_model_does_not_pass_for_its_manifest(digits, held_out, tmp_pa
     model.write_bytes(digits.model("onnx", "static_wi8_ai8").read_bytes())
     manifest = digits.model("onnx").with_name("digits.float32.onnx.manifest.json")
     model.with_name(model.name + ".manifest.json").write_bytes(manifest.read_bytes())
-    done = digits.shell("check", model, "--data", held_out, "--target", "desktop-ort")
+    done = digits.shell("check", model, "--data", held_out, "--target", "desktop-ort", "--min-accuracy", "0.5")
     assert done.code == 3
     assert "SHA-256 differs" in done.stderr
+
+
+def test_a_model_file_needs_data_target_and_a_budget(digits, held_out):
+    model = digits.model("onnx")
+    assert "needs --data and --target" in digits.shell("check", model).stderr
+    done = digits.shell("check", model, "--data", held_out, "--target", "desktop-ort")
+    assert done.code == 2
+    assert "at least one budget" in done.stderr
+    assert digits.shell("check", model, "--data", held_out, "--target", "desktop-ort", "--min-accuracy", "95%").code == 0
+    assert digits.shell("check", model, "--data", held_out, "--target", "desktop-ort", "--max-size-bytes", "10").code == 1
 
 
 def _image(**change):

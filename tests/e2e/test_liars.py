@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Liar:
-    name = "aaa_liar"  # sorts first, so it is asked before the honest one
+    name = "liar"
     version = 1
     modules = ()
     distributions = ()
@@ -46,6 +46,14 @@ PLUGIN = Liar()
 """
 
 
+# Our own plugins are asked first; here the liar is.
+FORCE = """
+from toolkit import plugins
+honest = plugins._by_trust
+plugins._by_trust = lambda group: sorted(honest(group), key=lambda plugin: plugin.name != "liar")
+"""
+
+
 @pytest.fixture
 def lying(digits, tmp_path):
     """Installs a plugin the way a wheel would: a module, and metadata with an entry point."""
@@ -57,7 +65,7 @@ def lying(digits, tmp_path):
         (site / "liar.py").write_text(PLUGIN.format(behaviour=behaviour))
         (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: liar\nVersion: 1.0\n")
         (metadata / "entry_points.txt").write_text(f"[edgekit.{group}]\nliar = liar:PLUGIN\n")
-        return replace(digits.shell, path=(site,))
+        return replace(digits.shell, path=(site,), prelude=FORCE)
 
     return install
 

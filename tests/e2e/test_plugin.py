@@ -160,9 +160,12 @@ def test_an_operator_that_it_lacks_is_named(plugin, place, tmp_path):
 def test_a_broken_plugin_is_named_and_ends_the_command(plugin, place, tmp_path):
     shutil.copytree(plugin, tmp_path / "site", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "site" / MODULE).write_text("import no_such_framework\n")
-    done = edgekit("doctor", path=[tmp_path / "site"], cwd=place)
+    done = edgekit("inspect", "model.onnx", path=[tmp_path / "site"], cwd=place)
     assert done.returncode == 4
-    assert "plugin onnx_nplin (edgekit_npz_plugin:ROUTE): cannot be loaded" in done.stderr and "no_such_framework" in done.stderr
+    assert "plugin nplin (edgekit_npz_plugin:RUNTIME): cannot be loaded" in done.stderr and "no_such_framework" in done.stderr
+    doctor = edgekit("doctor", path=[tmp_path / "site"], cwd=place)
+    assert doctor.returncode == 0
+    assert "no_such_framework" in doctor.stdout
 
 
 def test_the_example_in_the_documentation_works(place, tmp_path):

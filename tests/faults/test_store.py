@@ -16,6 +16,14 @@ from toolkit.errors import StoreError
 from toolkit.store import Store, canonical, digest_of
 
 KEY = digest_of({"a": 1})
+MANIFESTS = {
+    "files is a list": '{"files": []}',
+    "files is null": '{"files": null}',
+    "a digest is a number": '{"files": {"sub/file.txt": 1}}',
+    "a name is no name": '{"files": {"a\\u0000b": "00"}}',
+    "not an object": "[1]",
+    "too deep": "[" * 100_000,
+}
 
 
 def put(store: Store, key: str = KEY, text: str = "hello") -> None:
@@ -34,14 +42,6 @@ def test_round_trip(tmp_path):
     assert list(entry.files) == ["sub/file.txt"]
 
 
-def test_equal_content_has_equal_digests_whatever_the_key(tmp_path):
-    store = Store(tmp_path)
-    other = digest_of({"a": 2})
-    put(store)
-    put(store, other)
-    assert store.get(KEY).digest == store.get(other).digest
-
-
 def test_an_exception_publishes_nothing_and_leaves_nothing(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(ValueError, match="boom"), store.staging(KEY, {}) as out:
@@ -58,7 +58,7 @@ def test_keys_do_not_depend_on_the_order_of_a_mapping():
         canonical({"a": float("nan")})
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", *MANIFESTS])
 def test_a_damaged_entry_is_dropped_with_a_warning(damage, tmp_path, caplog):
     store = Store(tmp_path)
     put(store)
@@ -72,7 +72,7 @@ def test_a_damaged_entry_is_dropped_with_a_warning(damage, tmp_path, caplog):
         file.unlink()
     else:
         manifest = file.parents[2] / "manifest.json"
-        manifest.write_text(manifest.read_text()[:20])
+        manifest.write_text(MANIFESTS.get(damage, manifest.read_text()[:20]))
     assert store.get(KEY) is None
     assert "damaged" in caplog.text
     put(store, text="again")

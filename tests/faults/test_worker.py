@@ -30,13 +30,11 @@ def call(preload, tmp_path):
         yield partial(_call, workers, preload, tmp_path)
 
 
-def _call(workers, preload, tmp_path: Path, stage: str, *, timeout_seconds: float = 60.0, memory_bytes: int | None = None, progress=None, **options):
+def _call(workers, preload, tmp_path: Path, stage: str, *, timeout_seconds: float = 60.0, progress=None, **options):
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     job = Job({}, options, out, progress) if progress else Job({}, options, out)
-    return workers.run(
-        f"tests.stages:{stage}", job, timeout_seconds=timeout_seconds, log=tmp_path / "log.txt", memory_bytes=memory_bytes, preload=preload
-    )
+    return workers.run(f"tests.stages:{stage}", job, timeout_seconds=timeout_seconds, log=tmp_path / "log.txt", preload=preload)
 
 
 def test_facts_come_back_and_noise_stays_in_the_log(call, tmp_path, capfd):
@@ -57,6 +55,7 @@ def test_facts_come_back_and_noise_stays_in_the_log(call, tmp_path, capfd):
         ("leave", errors.StageCrashed, "status 7"),
         ("system_exit", errors.StageFailed, "SystemExit"),
         ("killed", errors.StageOutOfMemory, "SIGKILL"),
+        ("eat_memory", errors.StageOutOfMemory, "ran out of memory"),
         ("infinite_fact", errors.StageFailed, "ValueError"),
         ("no_such_stage", errors.StageFailed, "AttributeError"),
     ],
@@ -80,16 +79,63 @@ def test_a_hang_is_ended(call):
         call("hang", timeout_seconds=2)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="address space limits are enforced on Linux alone")
-def test_a_memory_limit_is_typed(call):
-    with pytest.raises(errors.StageOutOfMemory):
-        call("eat_memory", memory_bytes=2 << 30)
+@pytest.mark.parametrize("mistake", [ValueError("boom"), ConnectionError("boom"), SystemExit("boom")], ids=lambda mistake: type(mistake).__name__)
+def test_what_a_listener_raises_is_raised_after_the_stage(mistake, call, tmp_path):
+    def listener(*event):
+        raise mistake
+
+    with pytest.raises(type(mistake), match="boom") as caught:
+        call("echo", append="!", progress=listener, timeout_seconds=10)
+    assert caught.value is mistake
+    assert (tmp_path / "out" / "text.txt").read_text() == "!"
+    heard = []
+    assert call("echo", progress=lambda *event: heard.append(event), timeout_seconds=10)["length"] == 0
+    assert len(heard) == 2
+
+
+def test_neither_a_listeners_mistake_nor_the_stages_error_is_lost(call):
+    mistake = KeyError("boom")
+
+    def listener(*event):
+        raise mistake
+
+    with pytest.raises(KeyError) as caught:
+        call("tell_and_reject", progress=listener)
+    assert caught.value is mistake
+    assert isinstance(caught.value.__cause__, errors.InputRejected)
+
+
+def test_progress_that_comes_after_the_time_limit_does_no_harm(call):
+    for _ in range(4):
+        with pytest.raises(errors.StageTimeout):
+            call("tell_forever", timeout_seconds=0.4)
+    assert call("echo", timeout_seconds=10)["length"] == 0
+
+
+def test_stopped_workers_start_nothing(preload, tmp_path):
+    workers = Workers()
+    workers.stop()
+    before = _descendants(os.getpid())
+    with pytest.raises(errors.Interrupted) as caught:
+        _call(workers, preload, tmp_path, "echo")
+    assert caught.value.exit_code == 130
+    assert _descendants(os.getpid()) == before
+
+
+def test_a_stage_that_runs_while_the_workers_stop_is_interrupted(preload, tmp_path):
+    options = {"started": str(tmp_path / "started"), "go": str(tmp_path / "never")}
+    with Workers() as workers, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(_call, workers, preload, tmp_path, "slow", **options)
+        _wait_for(lambda: (tmp_path / "started").exists())
+        workers.stop()
+        with pytest.raises(errors.Interrupted):
+            running.result(timeout=30)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
 def test_what_a_stage_started_ends_with_it(call):
     pid = call("child_outlives")["pid"]
-    assert not _alive(pid)
+    _wait_for(lambda: not _alive(pid), seconds=5)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")

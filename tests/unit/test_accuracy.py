@@ -32,6 +32,23 @@ class Recorded:
         return {"logits": self.compute(inputs["x"])}
 
 
+class Several:
+    """A session of many outputs, given as ``name: (declared shape, function)`` in the order in which the runtime lists them."""
+
+    def __init__(self, outputs):
+        specs = tuple(TensorSpec(name=name, dtype="float32", shape=shape) for name, (shape, _) in outputs.items())
+        self.signature = Signature(inputs=(TensorSpec(name="x", dtype="float32", shape=(1, 4)),), outputs=specs)
+        self.outputs = outputs
+
+    def run(self, inputs):
+        return {name: compute(inputs["x"]) for name, (_, compute) in self.outputs.items()}
+
+
+AUX = ((1, 3), lambda x: -models.reference(x))
+LOGITS = ((1, 3), models.reference)
+MAP = ((1, 2, 2), lambda x: x.reshape(-1, 2, 2))
+
+
 def job(folder, model, data, **extra):
     inputs = {"model": model, "data": data, **{name: path for name, path in extra.items() if name == "reference"}}
     options = {"runtime": "onnxruntime", "threads": 1, "memory_bytes": None, "task": "image-classification", "classes": 3}
@@ -133,6 +150,8 @@ def test_predict_refuses_an_output_that_is_not_scores():
     [
         ({"classes": 2}, InputRejected, "gives 3 scores per sample, expected 2"),
         ({"classes": 4}, InputRejected, "gives 3 scores per sample, expected 4"),
+        ({"classes": ["cat", "dog"]}, InputRejected, "gives 3 scores per sample, expected 2"),
+        ({"output": "aux"}, InputRejected, r"no output 'aux'; found logits \[1 x 3\] float32"),
         ({"task": "dancing"}, ConfigError, "dancing"),
     ],
 )
@@ -183,3 +202,29 @@ def test_a_model_that_does_not_fit_the_memory_cap_is_out_of_memory(tmp_path, run
     model = build(tmp_path / "wide", 30_000_000)
     with pytest.raises(StageOutOfMemory, match="memory cap of 40,000,000 bytes"):
         accuracy.run(job(tmp_path / "out", model, tmp_path / "data", runtime=runtime, memory_bytes=40_000_000, classes=1))
+
+
+@pytest.mark.parametrize("outputs", [{"aux": AUX, "logits": LOGITS}, {"logits": LOGITS, "aux": AUX}])
+def test_the_named_output_is_scored_in_whatever_order_a_runtime_lists_them(outputs):
+    x = models.samples(5)
+    np.testing.assert_array_equal(accuracy.predict(Several(outputs), Dataset({"x": x}), output="logits"), models.reference(x))
+
+
+@pytest.mark.parametrize("outputs", [{"map": MAP, "logits": LOGITS}, {"logits": LOGITS, "map": MAP}])
+def test_without_a_name_the_only_output_of_scores_is_taken(outputs):
+    x = models.samples(5)
+    np.testing.assert_array_equal(accuracy.predict(Several(outputs), Dataset({"x": x})), models.reference(x))
+
+
+@pytest.mark.parametrize(("outputs", "count"), [({"aux": AUX, "logits": LOGITS}, "2 of 2"), ({"map": MAP, "other": MAP}, "0 of 2"), ({}, "0 of 0")])
+def test_an_output_is_not_guessed(outputs, count):
+    with pytest.raises(InputRejected, match=f"{count} outputs could be the class scores, expected one") as caught:
+        accuracy.predict(Several(outputs), Dataset({"x": models.samples(5)}))
+    assert "output" in caught.value.hint
+
+
+@pytest.mark.parametrize("classes", [3, ["cat", "dog", "bird"], [], None])
+def test_run_accepts_as_many_classes_as_there_are_scores(tmp_path, data, classes):
+    pytest.importorskip("onnxruntime")
+    facts = accuracy.run(job(tmp_path / "out", models.tiny_onnx(tmp_path / "m.onnx"), data, classes=classes, output="logits"))
+    assert facts["n"] == N

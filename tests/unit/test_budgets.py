@@ -14,7 +14,7 @@ RANK = {FAIL: 0, INCONCLUSIVE: 1, PASS: 2}
 # Every budget, with a tight and a loose limit in the same order.
 SCALES = {
     "min_accuracy": (1.0, 0.0),
-    "max_drop": (0.0, 1.0),
+    "max_drop": (0.0, 0.999),
     "max_size_bytes": (1, 10_000_000),
     "max_size_ratio": (0.01, 5.0),
     "max_latency_p90_ms": (0.01, 100.0),
@@ -79,6 +79,19 @@ def test_verdict_follows_from_which_side_of_the_limit_the_interval_lies(budget, 
     assert (finding.budget, finding.verdict) == (budget, verdict)
 
 
+@pytest.mark.parametrize("p90", [4.0, 6.0])
+def test_too_few_inferences_decide_nothing_about_the_p90_and_the_reason_says_how_many_would(p90):
+    """The chance that no time lies above the 90th percentile, 0.9^n, must fall to 2.5 %: brute force finds the smallest n."""
+    least = next(n for n in range(1, 100) if 0.9**n <= 0.025)
+    latency = timed(p90, p90 - 0.1, p90 + 0.1)
+    few, enough = (judge(evidence={"latency": latency.model_copy(update={"n": n})}, max_latency_p90_ms=5.0)[0] for n in (least - 1, least))
+    assert few.verdict is INCONCLUSIVE
+    assert few.reason.endswith(
+        f"over {least - 1} runs on host cpu; allowed 5.000 ms: undecided, a 95 % interval of the p90 needs at least {least} inferences"
+    )
+    assert enough.verdict is (PASS if p90 < 5 else FAIL)
+
+
 @pytest.mark.parametrize("budget", SCALES)
 def test_a_budget_without_evidence_is_inconclusive_and_says_so(budget):
     (finding,) = judge(**{budget: SCALES[budget][1]})
@@ -101,7 +114,7 @@ def test_the_float_model_has_no_size_ratio():
 def test_reasons_carry_value_interval_limit_count_and_stand_in():
     evidence = {"change": change(-0.0044, -0.0102, 0.0011), "latency": timed(4.0, 3.0, 6.0), "metric": metric(0.96, 900)}
     accuracy, drop, latency = judge(evidence=evidence, min_accuracy=0.9, max_drop=0.01, max_latency_p90_ms=5.0)
-    assert accuracy.reason == "top1 accuracy 96.00% [94.51%, 97.10%] on 900 samples; at least 90.00% asked: holds"
+    assert accuracy.reason == "top-1 accuracy 96.00% [94.51%, 97.10%] on 900 samples; at least 90.00% asked: holds"
     # 900 * (0.58 / 0.56)^2 = 965.4
     expected = "accuracy fell by 0.44 pp [-1.02, +0.11] on 900 samples; allowed 1.00 pp: undecided, about 966 samples would decide at this rate"
     assert drop.reason == expected
@@ -122,6 +135,12 @@ def test_a_value_on_the_limit_is_never_decided(limits, evidence):
     (finding,) = judge(evidence=evidence, **limits)
     assert finding.verdict is INCONCLUSIVE
     assert finding.reason.endswith("never decided at this rate")
+
+
+def test_a_gap_too_small_to_be_squared_is_never_decided():
+    assert check.samples_for_rate(0.5, 0.5 + 2**-52) is None
+    assert check.samples_for_rate(1e-200, 2e-200) is None
+    assert check.samples_for_drop(change(1e-310, -0.01, 0.01), 0.0) is None
 
 
 @given(limit=st.floats(0.02, 0.98), n=st.integers(5, 5000), side=st.sampled_from([-1, 1]), share=st.floats(0.05, 0.95))

@@ -48,10 +48,16 @@ def test_fractions(written, read):
         (("task = ", "task = 7 #"), "task: Input should be", "docs/configuration.md"),
         (("[data]", "[finetune]\nepochs = 0\n[data]"), "finetune.epochs: Input should be greater than 0, found 0", ""),
         (("[data]", "[budgets]\nmax_drop = '1 percent'\n[data]"), "budgets.max_drop: write a fraction", ""),
-        (("[data]", "[budgets]\nmax_drop = 1.5\n[data]"), "budgets.max_drop: Input should be less than or equal to 1, found 1.5", ""),
+        (("[data]", "[budgets]\nmax_drop = 1.5\n[data]"), "budgets.max_drop: Input should be less than 1, found 1.5", ""),
+        (("[data]", "[budgets]\nmax_drop = 1\n[data]"), 'write "1pp" or 0.01', ""),
+        (("[data]", "[budgets]\nmin_accuracy = true\n[data]"), "budgets.min_accuracy: Input should be a valid number, found True", ""),
+        (("[data]", "[parity]\nmin_sqnr_db = nan\n[data]"), "parity.min_sqnr_db: Input should be a finite number", ""),
+        (("[data]", "[finetune]\nlearning_rate = inf\n[data]"), "finetune.learning_rate: Input should be a finite number", ""),
+        (("[data]", "[finetune]\nepochs = '10'\n[data]"), "finetune.epochs: Input should be a valid integer, found '10'", ""),
+        (("[data]", "schemes = []\n[data]"), "schemes: Tuple should have at least 1 item", ""),
         (("[model]\nfactory", "[model]\nfile = 'm.onnx'\nfactory"), "give either factory or file", ""),
         (('factory = "digits:load"', 'eval = "e.npz"'), "need data.train", ""),
-        (('factory = "digits:build"', 'factory = "digits.py"'), "model.factory: String should match", ""),
+        (('factory = "digits:build"', 'factory = "digits.py"'), "model.factory: write module:function", ""),
         (("[data]", "[data"), "is not valid TOML", "mend"),
     ],
 )
@@ -101,8 +107,9 @@ def test_budgets_of_a_project_come_before_those_of_a_target():
 
 def test_budgets_of_a_command_line():
     assert make_budgets({"max_drop": "1pp", "min_accuracy": "0.9"}) == Budgets(max_drop=0.01, min_accuracy=0.9)
-    with pytest.raises(ConfigError, match="min_accuracy"):
-        make_budgets({"min_accuracy": "95"})
+    for wrong in ("95", "1.2.3", ".", "abc"):
+        with pytest.raises(ConfigError, match="min_accuracy"):
+            make_budgets({"min_accuracy": wrong})
 
 
 def test_no_code_and_no_pickles_among_the_shipped_data():

@@ -48,7 +48,7 @@ def project(tmp_path, monkeypatch):
     def train(body=NET, build="Net", data=None, weights=None, progress=None, **options):
         module = f"finetuned_{next(_MODULES)}"
         (tmp_path / f"{module}.py").write_text(f"import torch\nfrom torch import nn\n{body}")
-        (data or blobs()).write(tmp_path / module / "train")
+        (data or blobs()).write(tmp_path / module)
         inputs = {"project": tmp_path, "data": tmp_path / module}
         if weights is not None:
             inputs["weights"] = weights
@@ -180,6 +180,18 @@ def test_damaged_or_broken_starting_weights_are_refused(project, tmp_path):
             project(weights=tmp_path / f"{name}.safetensors")
 
 
+def test_infinities_that_a_model_is_built_with_may_come_from_a_file(project, tmp_path):
+    """An attention mask is a buffer with minus infinity; it is saved with the weights, and must not make them unusable."""
+    body = NET.replace("self.head =", "self.register_buffer('mask', torch.tensor([0.0, -torch.inf])); self.head =")
+    _, start = project(body, epochs=1)
+    assert math.isinf(tensors(start)["mask"][1])
+    assert project(body, weights=start / "weights.safetensors", epochs=1)[0]["epochs"] == 1
+    for name, broken in (("head.bias", torch.tensor([0, math.inf, 0])), ("mask", torch.tensor([math.inf, -math.inf]))):
+        safetensors_torch.save_file({**tensors(start), name: broken}, tmp_path / f"{name}.safetensors")
+        with pytest.raises(InputRejected, match=f"{name} has NaN or Inf"):
+            project(body, weights=tmp_path / f"{name}.safetensors")
+
+
 def test_shared_tensors_are_stored_once_and_can_be_read_back(project):
     tied = NET + "\ndef build():\n    net = Net()\n    net.twin = net.head\n    return net\n"
     _, out = project(tied, "build", epochs=1)
@@ -204,6 +216,22 @@ def test_nan_loss_names_epoch_and_step_and_says_what_to_do(project):
 def test_logits_are_found_in_what_the_model_returns(project, result):
     body = NET.replace("return self.head(self.body(x))", f"y = self.head(self.body(x)); return {result}")
     assert project(body)[0]["validation_accuracy"]["value"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("result", "outputs"),
+    [
+        ("{'aux': -y.detach(), 'logits': y}", ["logits", "aux"]),
+        ("{'aux': -y.detach(), 'logits': y}", ["logits"]),
+        ("{'loss': None, 'logits': y, 'aux': -y.detach()}", []),
+        ("{'first': y, 'second': -y.detach()}", ["logits", "aux"]),
+        ("(y, -y.detach())", ["logits", "aux"]),
+        ("y", ["logits"]),
+    ],
+)
+def test_the_first_named_output_is_trained(project, result, outputs):
+    body = NET.replace("return self.head(self.body(x))", f"y = self.head(self.body(x)); return {result}")
+    assert project(body, outputs=outputs)[0]["validation_accuracy"]["value"] >= 0.95
 
 
 def test_inputs_go_by_name_where_forward_knows_them_and_by_place_elsewhere(project):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toolkit.errors import InputRejected
+from toolkit.errors import ConfigError, InputRejected
 from toolkit.pipeline import deliver
 from toolkit.pipeline.fingerprint import fingerprint, fingerprint_project
 
@@ -21,7 +21,7 @@ def project(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("name", ["code.py", "images/a.png", "images/b.png", "deep/er/new.csv", "train.npz"])
+@pytest.mark.parametrize("name", ["code.py", "images/a.png", "images/b.png", "deep/er/new.csv", "train.npz", "NOTES.md", ".secret", ".hidden/x"])
 def test_every_file_that_a_factory_may_read_counts(project, name):
     before = fingerprint_project(project)
     file = project / name
@@ -30,7 +30,7 @@ def test_every_file_that_a_factory_may_read_counts(project, name):
     assert fingerprint_project(project) != before
 
 
-@pytest.mark.parametrize("name", ["edgekit.toml", "README.md", ".git/HEAD", "__pycache__/code.pyc", ".hidden"])
+@pytest.mark.parametrize("name", ["edgekit.toml", "README.md", ".git/HEAD", "__pycache__/code.pyc", ".venv/x.py"])
 def test_what_cannot_change_a_result_does_not(project, name):
     before = fingerprint_project(project)
     file = project / name
@@ -41,7 +41,7 @@ def test_what_cannot_change_a_result_does_not(project, name):
 
 def test_our_own_results_inside_a_project_do_not_count(project):
     before = fingerprint_project(project)
-    deliver.mark_output(project / "any-name")
+    deliver.mark_output(project / "any-name", "name")
     (project / "any-name" / "report.json").write_text("{}")
     (project / "any-name" / "models").mkdir()
     (project / "any-name" / "models" / "m.onnx").write_bytes(b"model")
@@ -77,3 +77,36 @@ def test_folders_and_files(tmp_path):
     assert fingerprint(tmp_path / "b") == fingerprint(tmp_path / "b")
     with pytest.raises(InputRejected, match="does not exist"):
         fingerprint(tmp_path / "absent")
+
+
+def test_a_marked_project_folder_still_counts(project):
+    """A mark at the top must not hide the whole project: two projects would share one key."""
+    deliver.mark_output(project, "name")
+    before = fingerprint_project(project)
+    assert before["files"]
+    (project / "code.py").write_text("changed = True")
+    assert fingerprint_project(project) != before
+
+
+def test_linked_folders_count_and_broken_or_circular_links_do_no_harm(project, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.csv").write_text("1")
+    (project / "data").symlink_to(tmp_path / "outside")
+    (project / "again").symlink_to(project)
+    (project / "broken").symlink_to(tmp_path / "absent")
+    before = fingerprint_project(project)
+    assert "data/x.csv" in before["files"]
+    (tmp_path / "outside" / "x.csv").write_text("2")
+    assert fingerprint_project(project) != before
+
+
+def test_results_go_to_folders_of_their_own(project, tmp_path):
+    for place in (project, project / "code.py", project / "images"):
+        with pytest.raises(ConfigError):
+            deliver.check_output(place, project)
+    deliver.check_output(tmp_path, project)
+    deliver.check_output(project / "new", project)
+    deliver.mark_output(project / "new", "name", ["a.onnx"])
+    deliver.check_output(project / "new", project)
+    assert deliver.mark_output(project / "new", "other", ["b.onnx"]) == set()
+    assert deliver.mark_output(project / "new", "name", ["c.onnx"]) == {"a.onnx"}

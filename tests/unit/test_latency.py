@@ -72,12 +72,13 @@ def test_the_figures_are_the_steady_times(measure):
     found = {name: Latency.model_validate(one) for name, one in facts.items()}
     assert (found["float"].p50, found["float"].p90, found["int8"].p50) == (2.0, 2.0, 0.5)
     assert (found["int8"].ratio_to_float, found["float"].ratio_to_float) == (0.25, 1.0)
+    assert (found["int8"].ratio_low, found["int8"].ratio_high, found["float"].ratio_low, found["float"].ratio_high) == (0.25, 0.25, 1.0, 1.0)
     assert found["int8"].stand_in == "a test"
 
 
 def test_without_a_baseline_there_is_no_ratio(measure):
     facts, _ = measure({"only": 1000})
-    assert facts["only"]["ratio_to_float"] is None
+    assert [facts["only"][name] for name in ("ratio_to_float", "ratio_low", "ratio_high")] == [None] * 3
 
 
 def test_fast_models_give_many_samples_and_slow_ones_keep_to_the_budget(measure):
@@ -89,6 +90,30 @@ def test_fast_models_give_many_samples_and_slow_ones_keep_to_the_budget(measure)
 def test_a_model_slower_than_the_budget_is_still_timed_each_round(measure):
     facts, _ = measure({"huge": 5_000_000_000}, seconds=1.0, rounds=3)
     assert facts["huge"]["n"] == 3
+
+
+def test_a_drift_between_rounds_moves_both_models_and_little_of_their_ratio(measure, monkeypatch):
+    """Every inference of a later round is slower; pairing by round keeps the interval around the true ratio narrow."""
+    plain = Session.run
+
+    def drifting(self, inputs):
+        before = self.runtime.clock.now
+        drift = 1 + before / 2e9
+        result = plain(self, inputs)
+        self.runtime.clock.now = before + int((self.runtime.clock.now - before) * drift)
+        return result
+
+    monkeypatch.setattr(Session, "run", drifting)
+    facts, _ = measure({"float": 2_000_000, "int8": 1_000_000}, baseline="float", rounds=20, seconds=5.0)
+    found = Latency.model_validate(facts["int8"])
+    assert found.p90 > 1.5  # a millisecond without drift
+    assert 0.48 < found.ratio_low <= 0.5 <= found.ratio_high < 0.52
+
+
+def test_by_default_even_the_slowest_model_is_timed_often_enough_to_bound_its_p90(measure):
+    """A binomial count: the largest of n times bounds the 90th percentile from above with 1 - 0.9^n, which must be 97.5 %."""
+    facts, _ = measure({"huge": 5_000_000_000}, seconds=0.1, rounds=latency.ROUNDS)
+    assert 0.9 ** facts["huge"]["n"] <= 0.025
 
 
 def test_a_model_that_becomes_slow_is_stopped_by_the_budget(measure, monkeypatch):

@@ -112,6 +112,32 @@ def test_what_is_not_comparable_is_a_failure(check, compute, outputs, words):
 
 
 @pytest.mark.parametrize(
+    ("compute", "found", "expected"),
+    [
+        (lambda x: x[:0], r"\[0, 4\]", 1),
+        (lambda x: np.concatenate([x, x]), r"\[2, 4\]", 1),
+        (lambda x: x.ravel(), r"\[4\]", 1),
+        (lambda x: np.float32(x.sum()), r"\[\]", 1),
+    ],
+)
+def test_another_number_of_rows_is_a_failure(check, compute, found, expected):
+    x = models.samples(N)
+    with pytest.raises(ParityFailed, match=rf"output 'y' has shape {found} for the batch from sample 0 on, expected {expected} rows"):
+        check(lambda x: {"y": compute(x)}, {"x": x}, {"y": x})
+
+
+def test_rows_missing_from_a_larger_batch_are_a_failure(check):
+    x = models.samples(N)
+    with pytest.raises(ParityFailed, match=r"has shape \[3, 4\] for the batch from sample 0 on, expected 4 rows"):
+        check(lambda x: {"y": x[:3]}, {"x": x}, {"y": x}, inputs=[spec("x", shape=(4, 4))])
+
+
+def test_padding_rows_are_not_compared(check):
+    x = models.samples(N)
+    assert check(lambda x: {"y": x}, {"x": x}, {"y": x}, inputs=[spec("x", shape=(4, 4))])["n"] == N
+
+
+@pytest.mark.parametrize(
     ("inputs", "words"),
     [
         ([spec("other")], "lacks the source's input 'x'"),

@@ -140,3 +140,22 @@ def test_a_bare_checkout_has_exactly_the_entry_points_of_the_project_file(monkey
         for name, plugin in plugins.discover(group).items():
             module, _, attribute = declared[f"edgekit.{group}"][name].partition(":")
             assert type(plugin).__module__ == module and attribute == group[:-1].upper()
+
+
+def test_our_own_plugins_are_asked_before_others_and_ready_ones_before_both(install):
+    code = runtime("aaa").replace('("aaa",)', '("onnx", "pt2")')
+    install("ek_early", code)
+    assert plugins.runtime_for("onnx").name == "onnxruntime"
+    install("ek_unready", runtime("aab", modules='("no_such_module",)').replace('("aab",)', '("only_aab",)'))
+    plugins.discover.cache_clear()
+    assert plugins.runtime_for("only_aab").name == "aab"
+
+
+def test_doctor_survives_a_broken_plugin_and_shows_it(install):
+    import toolkit
+
+    install("ek_half", "raise RuntimeError('half installed')")
+    broken = [state for state in toolkit.doctor().plugins if not state.ready]
+    assert [(state.group, state.does) for state in broken] == [("runtimes", "cannot be loaded: RuntimeError: half installed")]
+    assert "ek_half" in broken[0].name
+    assert broken[0].install

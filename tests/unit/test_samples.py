@@ -162,10 +162,10 @@ def test_oddities_are_noted_but_not_refused(tmp_path):
 
 
 def run_calibration(tmp_path, split, **options):
-    Dataset({name: column for name, column in split.items() if name != "label"}, split.get("label")).write(tmp_path / "data" / "train")
+    Dataset({name: column for name, column in split.items() if name != "label"}, split.get("label")).write(tmp_path / "data")
     out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
     out.mkdir()
-    facts = calibration.run(Job({"data": tmp_path / "data"}, {"samples": 12, "min_samples": 4, **options}, out))
+    facts = calibration.run(Job({"samples": tmp_path / "data"}, {"samples": 12, "min_samples": 4, **options}, out))
     return facts, load(out / "calibration")
 
 

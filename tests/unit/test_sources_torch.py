@@ -105,6 +105,7 @@ def test_output_names(tmp_path, function, outputs, names):
         (lambda x: x.sum(), (), "has shape"),
         (lambda x: {"a/b": x + 1}, (), "not a Python identifier"),
         (lambda x: (x, x), ("a", "a"), "repeat"),
+        (lambda x: {"other": x + 1, "logits": x + 2}, ("logits", "aux"), "'logits' of the names .* another output"),
         (lambda x: x + torch.rand_like(x), (), "differs when the same sample runs twice"),
     ],
 )
@@ -195,8 +196,36 @@ def test_stage_lists_every_mismatched_tensor(project, tmp_path):
     save_file({"1.weight": torch.zeros(3, 15), "extra": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(InputRejected) as caught:
         stage.run(make_job(project, tmp_path / "out", tmp_path / "w.safetensors"))
-    for part in ("1.bias is missing", "extra is not in the model", "1.weight is [3, 15] torch.float32, expected [3, 16] torch.float32"):
-        assert part in caught.value.message
+    assert caught.value.message == (
+        "3 tensors do not fit the model: 1.bias: not in the file, model [3] float32; extra: file [1] float32, not in the model; "
+        "1.weight: file [3 x 15] float32, model [3 x 16] float32"
+    )
+
+
+def test_stage_refuses_weights_that_are_not_numbers(project, tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file({"1.weight": torch.zeros(3, 16), "1.bias": torch.tensor([0, torch.nan, 0])}, tmp_path / "w.safetensors")
+    with pytest.raises(InputRejected, match=r"1\.bias has NaN"):
+        stage.run(make_job(project, tmp_path / "out", tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("result", "outputs", "first"),
+    [
+        ("{'scores': y, 'aux': -y}", [], "scores"),
+        ("{'scores': y, 'aux': -y}", ["aux"], "aux"),
+        ("{'scores': y, 'aux': -y}", ["aux", "scores"], "aux"),
+        ("(y, -y)", ["z", "a"], "z"),
+        ("(y, -y)", [], "output_0"),
+    ],
+)
+def test_stage_says_which_output_is_the_first_in_the_sources_own_order(tmp_path, monkeypatch, result, outputs, first):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    forward = f"    def forward(self, image):\n        y = image.sum((1, 2))\n        return {result}\n"
+    body = f"import torch\nclass Net(torch.nn.Module):\n{forward}build = Net\n"
+    facts = stage.run(make_job(write_project(tmp_path / "project", body), tmp_path / "out", outputs=outputs))
+    forget()
+    assert facts["output"] == first
 
 
 def test_stage_refuses_a_damaged_weights_file(project, tmp_path):
@@ -298,7 +327,7 @@ def test_stage_takes_a_file_as_it_is_and_records_what_it_computes(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "expected" / "inputs" / "x.npy"), x[:5])
     signature = Signature.model_validate(facts["signature"])
     assert [str(spec) for spec in (*signature.inputs, *signature.outputs)] == ["x [1 x 4] float32", "logits [1 x 3] float32"]
-    assert (facts["format"], facts["made_by"], list(facts["versions"])) == ("onnx", "file", ["onnxruntime"])
+    assert (facts["format"], facts["output"], facts["made_by"], list(facts["versions"])) == ("onnx", "logits", "file", ["onnxruntime"])
 
 
 @pytest.mark.parametrize(
@@ -318,6 +347,11 @@ def test_output_names_that_are_no_file_names_are_refused(tmp_path, name):
     with pytest.raises(InputRejected, match="cannot be a file name"):
         stage._record({name: np.zeros((1, 1))}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_outputs_is_refused(tmp_path):
+    with pytest.raises(InputRejected, match="no outputs"):
+        stage._record({}, tmp_path)
 
 
 def test_a_captured_program_carries_neither_the_users_sample_nor_paths(tmp_path):

@@ -6,7 +6,14 @@ from itertools import product
 import numpy as np
 import pytest
 
-from toolkit.measure.statistics import finite_db, paired_difference_interval, proportion_interval, quantile_interval, sqnr_db
+from toolkit.measure.statistics import (
+    finite_db,
+    median_ratio_interval,
+    paired_difference_interval,
+    proportion_interval,
+    quantile_interval,
+    sqnr_db,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +102,52 @@ def test_quantile_interval_of_few_samples_ends_at_the_extremes():
     assert quantile_interval([4.0], 0.5) == (4.0, 4.0, 4.0)
     with pytest.raises(ValueError, match="no samples"):
         quantile_interval([], 0.5)
+
+
+def timed_rounds(generator, ratio, drift):
+    """Times of two models in turns, on a machine whose pace differs from round to round: ``[36 x 12]`` each."""
+    pace = np.exp(generator.normal(0, drift, (36, 1)))
+    noise = np.exp(generator.normal(0, 0.1, (2, 36, 12)))
+    return ratio * pace * noise[0], pace * noise[1]
+
+
+@pytest.mark.parametrize(("drift", "least", "most"), [(0.0, 0.91, 0.99), (0.05, 0.91, 0.99), (0.2, 0.93, 1.0)])
+def test_ratio_interval_covers_the_true_ratio_and_is_as_wide_as_its_spread(drift, least, most):
+    generator = np.random.default_rng(11)
+    found = np.array([median_ratio_interval(*timed_rounds(generator, 0.4, drift)) for _ in range(150)])
+    value, low, high = found.T
+    assert least <= np.mean((low <= 0.4) & (high >= 0.4)) <= most
+    assert 0.8 < np.median(high - low) / (2 * 1.96 * value.std()) < 1.3
+
+
+def test_ratio_interval_is_narrow_because_rounds_are_paired():
+    """The same times with one side's rounds in another order: the pace no longer cancels."""
+    ours, reference = timed_rounds(np.random.default_rng(3), 0.4, 0.2)
+    widths = [high - low for _, low, high in (median_ratio_interval(ours, other) for other in (reference, reference[::-1]))]
+    assert widths[0] < widths[1] / 2
+
+
+def test_ratio_interval_is_that_of_a_plain_loop_over_resamples():
+    """The same draws, each resample put together and its medians taken one by one; rounds of unequal length."""
+    generator = np.random.default_rng(2)
+    ours, reference = ([generator.exponential(size=size) for size in generator.integers(1, 6, 7)] for _ in range(2))
+    drawn = np.random.default_rng(0).multinomial(7, np.full(7, 1 / 7), size=1000)
+    ratios = []
+    for counts in drawn:
+        rows = np.repeat(np.arange(7), counts)
+        ratios.append(np.median(np.concatenate([ours[row] for row in rows])) / np.median(np.concatenate([reference[row] for row in rows])))
+    expected = np.median(np.concatenate(ours)) / np.median(np.concatenate(reference)), *np.quantile(ratios, [0.025, 0.975])
+    assert median_ratio_interval(ours, reference) == pytest.approx(expected, rel=1e-12)
+
+
+def test_ratio_interval_repeats_itself_and_needs_rounds_to_compare():
+    ours, reference = timed_rounds(np.random.default_rng(1), 2.0, 0.1)
+    assert median_ratio_interval(ours, reference) == median_ratio_interval(ours, reference)
+    assert median_ratio_interval(ours, ours) == (1.0, 1.0, 1.0)
+    assert median_ratio_interval([[1, 2, 6]], [[4]]) == (0.5, None, None)
+    for one, other in (([[1.0]], [[1.0], [2.0]]), ([[1.0], []], [[1.0], [2.0]])):
+        with pytest.raises(ValueError, match="cannot pair"):
+            median_ratio_interval(one, other)
 
 
 def test_sqnr_of_a_known_noise():

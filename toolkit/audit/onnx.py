@@ -159,17 +159,17 @@ def _contents(path: Path) -> Contents:
         operators=dict(walk.operators),
         weight_bytes=dict(weight_bytes),
         layers=tuple(walk.layers),
-        details=_details(model, walk.external),
+        details=_details(model, walk),
     )
 
 
-def _details(model: Any, external: bool) -> dict[str, str]:
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
+def _details(model: Any, walk: _Walk) -> dict[str, str]:
+    opsets = {entry.domain: entry.version for entry in model.opset_import if _domain(entry.domain) in walk.domains}
     return {
         "opset": ", ".join(f"{domain} {version}".strip() for domain, version in sorted(opsets.items())),
         "ir_version": str(model.ir_version),
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
-        "external_data": "yes" if external else "no",
+        "external_data": "yes" if walk.external else "no",
     }
 
 
@@ -180,6 +180,7 @@ class _Walk:
         self.path = path
         self.functions = functions
         self.operators: Counter[str] = Counter()
+        self.domains: set[str] = set()
         self.layers: list[Layer] = []
         self.stored: list[_Stored] = []
         self.external = False
@@ -208,6 +209,7 @@ class _Walk:
 
     def _node(self, node: Any, scope: _Scope) -> None:
         self.operators[_label(node)] += 1
+        self.domains.add(_domain(node.domain))
         if self.operators.total() > _MAX_NODES:
             raise ValueError(f"it expands to more than {_MAX_NODES:,} operators")
         for graph in _subgraphs(node):
@@ -236,6 +238,11 @@ class _Walk:
         stored = _Stored(dtype, size)
         self.stored.append(stored)
         return stored
+
+
+def _domain(name: str) -> str:
+    """The standard domain has two names."""
+    return "" if name in _STANDARD_DOMAINS else name
 
 
 def _label(node: Any) -> str:

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from toolkit.config import Budgets
-from toolkit.evidence import Change, Finding, Latency, Metric, Verdict, show_size, worst
+from toolkit.evidence import Change, Finding, Latency, Metric, Verdict, show_name, show_size, worst
 
-Z95 = NormalDist().inv_cdf(0.975)
+TAIL = 0.025  # beyond either end of a 95 % interval
+Z95 = NormalDist().inv_cdf(1 - TAIL)
+# The largest of n times is above the 90th percentile with probability 1 - 0.9**n; with fewer, no time bounds it from above.
+P90_RUNS = math.ceil(math.log(TAIL) / math.log(0.9))
 FLOAT_SCHEME = "float32"
 
 
@@ -56,11 +59,11 @@ def judge(
 
 def row_verdict(findings: Sequence[Finding]) -> tuple[Verdict, str]:
     """Combines findings into the verdict of a row: the worst one, with the reason of the first finding that bad."""
+    if not findings:
+        return Verdict.PASS, "no budget is set, so nothing was asked"
     verdict = worst(finding.verdict for finding in findings)
     if verdict is not Verdict.PASS:
         return verdict, next(finding.reason for finding in findings if finding.verdict is verdict)
-    if not findings:
-        return verdict, "no budget is set, so nothing was asked"
     return verdict, f"{len(findings)} budgets hold" if len(findings) > 1 else "1 budget holds"
 
 
@@ -80,8 +83,7 @@ def _min_accuracy(limit: float, evidence: _Evidence) -> _Judgement:
     metric = evidence.metric
     if metric is None:
         return _missing("accuracy", f"at least {limit:.2%} asked")
-    name = metric.name.replace("_", " ")
-    facts = f"{name} {metric.value:.2%} [{metric.low:.2%}, {metric.high:.2%}] on {metric.n:,} samples; at least {limit:.2%} asked"
+    facts = f"{show_name(metric.name)} {metric.value:.2%} [{metric.low:.2%}, {metric.high:.2%}] on {metric.n:,} samples; at least {limit:.2%} asked"
     verdict = _verdict(holds=metric.low >= limit, misses=metric.high < limit)
     return verdict, facts + _ending(verdict, samples_for_rate(metric.value, limit), towards_pass=metric.value > limit)
 
@@ -123,6 +125,8 @@ def _max_latency_p90_ms(limit: float, evidence: _Evidence) -> _Judgement:
     where = f" on {latency.stand_in}" if latency.stand_in else ""
     interval = f"[{latency.p90_low:.3f}, {latency.p90_high:.3f}]"
     facts = f"p90 latency {latency.p90:.3f} ms {interval} over {latency.n:,} runs{where}; allowed {limit:.3f} ms"
+    if latency.n < P90_RUNS:
+        return Verdict.INCONCLUSIVE, f"{facts}: undecided, a 95 % interval of the p90 needs at least {P90_RUNS} inferences"
     verdict = _verdict(holds=latency.p90_high <= limit, misses=latency.p90_low > limit)
     undecided = ": undecided, a longer measurement or a quieter machine would narrow it"
     return verdict, facts + (undecided if verdict is Verdict.INCONCLUSIVE else _ending(verdict))
@@ -147,7 +151,7 @@ def samples_for_rate(value: float, limit: float) -> int | None:
         The smallest such count, or ``None`` when the rate sits on the limit and no count decides.
     """
     gap = value - limit
-    return None if gap == 0 else _smallest(Z95**2 * limit * (1 - limit) / gap**2, strict=gap < 0)
+    return None if gap == 0 else _smallest(Z95**2 * limit * (1 - limit) / gap / gap, strict=gap < 0)
 
 
 def samples_for_drop(change: Change, limit: float) -> int | None:
@@ -160,7 +164,7 @@ def samples_for_drop(change: Change, limit: float) -> int | None:
     """
     gap = change.value + limit
     half = change.value - change.low if gap > 0 else change.high - change.value
-    return None if gap == 0 else _smallest(change.n * (half / gap) ** 2, strict=gap < 0)
+    return None if gap == 0 else _smallest(change.n * (half / gap) * (half / gap), strict=gap < 0)
 
 
 def _smallest(bound: float, *, strict: bool) -> int | None:

@@ -21,8 +21,9 @@ def benchmark(
     format: FormatOption = Format.text,
     verbose: VerboseOption = False,
 ) -> None:
-    """Time one inference at a time, on whatever stands in for the target."""
+    """Time single inferences on the target's stand-in."""
     from toolkit import benchmark as measure
+    from toolkit.evidence import latency_facts
 
     with progress() as listener:
         found = measure(model, target=target, baseline=baseline, data=data, seconds=seconds, listener=listener)
@@ -30,8 +31,6 @@ def benchmark(
     rows: dict[str, object] = {
         "artifact": found.artifact,
         "target": f"{found.target} ({latency.stand_in}, {found.runtime})",
-        "p50": f"{latency.p50:.4f} ms [{latency.p50_low:.4f}, {latency.p50_high:.4f}]",
-        "p90": f"{latency.p90:.4f} ms [{latency.p90_low:.4f}, {latency.p90_high:.4f}]",
-        "inferences": latency.n,
+        **latency_facts(latency),
     }
-    emit(found, facts(rows | ({"median / baseline": f"{latency.ratio_to_float:.2f}"} if latency.ratio_to_float else {})))
+    emit(found, facts(rows))

@@ -21,6 +21,7 @@ class Action(StrEnum):
 def cache(
     action: Annotated[Action, typer.Argument(help="show it, prune what was unused for --days, or clear it.")] = Action.show,
     days: Annotated[float, typer.Option("--days", min=0, help="For prune: keep what was used within this many days.")] = 30.0,
+    force: Annotated[bool, typer.Option("--force", help="For prune and clear: also while a run uses the cache; that run may fail.")] = False,
     format: FormatOption = Format.text,
     verbose: VerboseOption = False,
 ) -> None:
@@ -32,6 +33,6 @@ def cache(
         entries = store.entries()
         found = {"folder": str(store.root), "entries": len(entries), "size_bytes": sum(size_bytes for _, size_bytes, _ in entries)}
     else:
-        entries_removed, bytes_removed = store.remove(unused_days=days if action is Action.prune else 0.0)
+        entries_removed, bytes_removed = store.remove(unused_days=days if action is Action.prune else 0.0, force=force)
         found = {"folder": str(store.root), "entries_removed": entries_removed, "bytes_removed": bytes_removed}
     emit(found, facts({name: f"{value:,}" if isinstance(value, int) else value for name, value in found.items()}))

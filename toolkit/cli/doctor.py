@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def doctor(format: FormatOption = Format.text, verbose: VerboseOption = False) -> None:
-    """Show versions, extras and plugins: what works here, and the line that installs what does not."""
+    """Show what works here, and how to install what does not."""
     from toolkit import doctor as diagnose
 
     diagnosis = diagnose()

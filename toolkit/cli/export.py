@@ -27,7 +27,10 @@ def export(
     min_sqnr_db: Annotated[float, typer.Option("--min-sqnr-db", help="Lowest signal-to-noise ratio against the source.")] = 60.0,
     verbose: VerboseOption = False,
 ) -> None:
-    """Convert a model, and publish it only if it computes what the source computes."""
+    """Convert a model, and compare it with its source.
+
+    It is published only if it computes what the source computes.
+    """
     from toolkit import export as convert
 
     to = _model_format(formats)

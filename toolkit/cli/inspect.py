@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def inspect(model: ModelArgument, format: FormatOption = Format.text, verbose: VerboseOption = False) -> None:
-    """Show what a model file contains: inputs, outputs, dtypes, operators, sizes."""
+    """Show a model's inputs, outputs, operators and sizes."""
     from toolkit import inspect as read
 
     contents = read(model)

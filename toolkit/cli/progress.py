@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -13,6 +15,7 @@ from toolkit.evidence import StageRecord
 if TYPE_CHECKING:
     from rich.console import Console
 
+QUIET_SECONDS = 30.0
 _COLOURS = {"done": "green", "cached": "cyan", "failed": "red", "skipped": "yellow"}
 
 
@@ -31,6 +34,10 @@ class Progress:
         self.total = 0
         self.count = 0
         self._lock = threading.Lock()
+        self._notes: dict[str, str] = {}
+        self._spoke: dict[str, float] = {}
+        self._failed: list[str] = []
+        self._skipped: list[str] = []
 
     def planned(self, steps: list[str]) -> None:
         """Notes how many steps there are."""
@@ -38,16 +45,31 @@ class Progress:
 
     def started(self, step: str) -> None:
         """Says that a step runs."""
+        self._spoke[step] = time.monotonic()
         self.console.print(f"        {step} ...", markup=False)
 
     def progressed(self, step: str, done: int, total: int, note: str) -> None:
-        """Says nothing: a log is no place for a moving bar."""
+        """Says how far a long step got, now and then: a log is no place for a moving bar."""
+        now = time.monotonic()
+        with self._lock:
+            self._notes[step] = note
+            due = now - self._spoke.setdefault(step, now) >= QUIET_SECONDS
+            if due:
+                self._spoke[step] = now
+        if due:
+            self.console.print(f"        {step}: {note or f'{done}/{total}'}", markup=False)
 
     def finished(self, record: StageRecord) -> None:
         """Says what became of a step."""
-        with self._lock:
+        if record.status == "skipped":
             self.count += 1
-            line = f"[{self.count:2}/{self.total}] {record.step}: {_outcome(record)}"
+            self._skipped.append(record.step)
+            return
+        self._fold_skipped()
+        self.count += 1
+        if record.status == "failed":
+            self._failed.append(record.step)
+        line = f"[{self.count:2}/{self.total}] {record.step}: {_outcome(record)}{self._last_words(record)}"
         self.console.print(line, markup=False, style=_COLOURS[record.status])
         if self.verbose and record.key:
             self.console.print(f"        key {record.key}", markup=False)
@@ -56,7 +78,22 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        return None
+        self._fold_skipped()
+
+    def _last_words(self, record: StageRecord) -> str:
+        """The last note of a step that ran, if it has a figure: the others only say what is going on."""
+        note = self._notes.pop(record.step, "")
+        return f", {note}" if record.status == "done" and re.search(r"\d", note) else ""
+
+    def _fold_skipped(self) -> None:
+        """Says in one line which steps were passed over in a row, and for want of what."""
+        if not self._skipped:
+            return
+        number = len(self._skipped)
+        what = f"{number} steps skipped: they need" if number > 1 else f"{self._skipped[0]}: skipped, it needs"
+        line = f"[{self.count:2}/{self.total}] {what} {' or '.join(self._failed) or 'what failed'}"
+        self._skipped.clear()
+        self.console.print(line, markup=False, style=_COLOURS["skipped"])
 
 
 class LiveProgress(Progress):
@@ -96,6 +133,7 @@ class LiveProgress(Progress):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._fold_skipped()
         self._bars.stop()
 
 

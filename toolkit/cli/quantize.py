@@ -23,7 +23,10 @@ def quantize(
     format: FormatOption = Format.text,
     verbose: VerboseOption = False,
 ) -> None:
-    """Quantize a float model, and publish it only if its bytes are what the scheme says."""
+    """Quantize a float model, and look into what came out.
+
+    It is published only if its bytes are what the scheme says.
+    """
     from toolkit import quantize as make_small
 
     with progress() as listener:

@@ -20,7 +20,10 @@ def run(
     format: FormatOption = Format.text,
     verbose: VerboseOption = False,
 ) -> int:
-    """Take a project from training to a checked bundle: fine-tune, convert, quantize, measure, judge, report."""
+    """Take a project from training to a checked bundle.
+
+    Fine-tune, convert, quantize, measure, judge, report.
+    """
     from toolkit import exit_code
     from toolkit import plan as make_plan
     from toolkit import run as run_project

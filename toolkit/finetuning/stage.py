@@ -25,8 +25,8 @@ from toolkit.dataset import Dataset, load
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line, load_factory
 from toolkit.finetuning.loop import Epoch, Step, Trainer, best, hold_out
-from toolkit.finetuning.weights import load_weights, save_weights
 from toolkit.job import Facts, Job
+from toolkit.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,10 @@ def run(job: Job) -> Facts:
     """Fine-tunes and writes ``weights.safetensors`` and ``training.json``.
 
     Args:
-        job: Inputs are ``project`` (folder of the factory), ``data`` (a folder that holds ``train/``) and optionally ``weights``
+        job: Inputs are ``project`` (folder of the factory), ``data`` (folder of the training split) and optionally ``weights``
             (``.safetensors`` to start from). Options are the fields of :class:`toolkit.config.Finetune`, ``factory``
             (``module:function``), ``seed``, ``classes`` (names: the model must have as many outputs; or a
-            number: at least as many).
+            number: at least as many) and perhaps ``outputs`` (names of the model's outputs; the first is trained).
 
     Returns:
         ``epochs``, ``best_epoch``, ``validation_accuracy`` (``value`` and ``n``), ``device``, ``why`` it was taken, ``threads``,
@@ -58,7 +58,7 @@ def run(job: Job) -> Facts:
     settings = Finetune(**{name: options[name] for name in Finetune.model_fields if name in options})
     seed = int(options.get("seed", 0))
     device, why = choose_device(settings.device)
-    data = load(job.inputs["data"] / "train")
+    data = load(job.inputs["data"])
     if data.label is None:
         raise InputRejected("has no column 'label'", where=data.where, hint="add the class index of every sample")
     started = time.perf_counter()
@@ -66,7 +66,7 @@ def run(job: Job) -> Facts:
         model = _build(job)
         keep_eval = freeze(model, settings.freeze)
         model.to(device)
-        logits = _caller(model, list(data.columns), device)
+        logits = _caller(model, list(data.columns), device, tuple(options.get("outputs") or ()))
         _check_logits(model, logits, data.take(slice(0, 2)), 1 + int(data.label.max()), options.get("classes"))
         rows, held = hold_out(data.label, seed)
         history = Trainer(model, logits, settings, keep_eval, device, job.progress).run(data, rows, held, seed)
@@ -159,7 +159,7 @@ def _build(job: Job) -> torch.nn.Module:
     return model
 
 
-def _caller(model: torch.nn.Module, columns: Sequence[str], device: str) -> Step:
+def _caller(model: torch.nn.Module, columns: Sequence[str], device: str, outputs: Sequence[str]) -> Step:
     """Returns the function that feeds a batch to the model: by keyword when forward knows the columns' names, else in their order."""
     import torch
 
@@ -167,14 +167,22 @@ def _caller(model: torch.nn.Module, columns: Sequence[str], device: str) -> Step
 
     def logits(batch: Dataset) -> torch.Tensor:
         inputs = {name: torch.from_numpy(np.array(batch.columns[name])).to(device) for name in columns}
-        found = model(**inputs) if by_keyword else model(*inputs.values())
-        if isinstance(found, torch.Tensor):
-            return found
-        if hasattr(found, "logits"):
-            return found.logits
-        return next(iter(found.values())) if isinstance(found, Mapping) else found[0]
+        return _logits(model(**inputs) if by_keyword else model(*inputs.values()), outputs)
 
     return logits
+
+
+def _logits(found: Any, outputs: Sequence[str]) -> torch.Tensor:
+    """Takes the logits from what a model returns: the first of the named outputs, so that what is trained is what is measured."""
+    import torch
+
+    if isinstance(found, torch.Tensor):
+        return found
+    if isinstance(found, Mapping) and outputs and outputs[0] in found:
+        return found[outputs[0]]
+    if hasattr(found, "logits"):
+        return found.logits
+    return next(value for value in found.values() if value is not None) if isinstance(found, Mapping) else found[0]
 
 
 def _check_logits(model: torch.nn.Module, logits: Step, sample: Dataset, labels: int, classes: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from toolkit import dataset, plugins
+from toolkit.artifact import Signature
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, StageFailed
 from toolkit.evidence import Change, Metric
@@ -27,14 +28,16 @@ def run(job: Job) -> Facts:
 
     Inputs: ``model``, ``data`` (folder of a data set with labels), and optionally ``reference`` (folder of an earlier
     run of this stage on the same data). Options: ``runtime``, ``threads``, ``memory_bytes`` (or ``None``), ``task``,
-    and optionally ``classes``. Writes ``scores.npy`` ``[n x classes] float32``, the model's first output.
+    and optionally ``output`` (name of the class scores, see :func:`predict`) and ``classes`` (their number, or their names:
+    the model must give as many scores). Writes ``scores.npy`` ``[n x classes] float32``.
 
     Returns:
         ``metric`` and ``change`` (see :mod:`toolkit.evidence`), ``n``, ``agreement`` (share of samples on which model
         and reference pick the same class, or ``None``), and ``memory_cap`` (see :func:`toolkit.measure.memory.memory_cap`).
 
     Raises:
-        InputRejected: The data have no labels or do not fit the model, or the model does not give one score per class.
+        InputRejected: The data have no labels or do not fit the model, the model does not give one score per class, or which of
+            its outputs the scores are cannot be told.
         StageFailed: The model gave a score that is not a number.
         StageOutOfMemory: The model needs more memory than the cap.
     """
@@ -47,7 +50,7 @@ def run(job: Job) -> Facts:
     preload(runtime)
     with memory_cap(job.options.get("memory_bytes")) as cap:
         session = open_session(runtime, job.inputs["model"], job.options["threads"])
-        scores = predict(session, data, lambda done, total: job.progress(done, total, ""))
+        scores = predict(session, data, lambda done, total: job.progress(done, total, ""), output=job.options.get("output"))
     _check_classes(scores.shape[1], job.options.get("classes"), label, data.where, str(job.inputs["model"]))
     np.save(job.out / SCORES, scores, allow_pickle=False)
     reference = job.inputs.get("reference")
@@ -55,8 +58,8 @@ def run(job: Job) -> Facts:
     return {"metric": _metric(scores, label).model_dump(mode="json"), **comparison, "n": len(label), "memory_cap": cap}
 
 
-def predict(session: Session, data: Dataset, on_progress: OnProgress = lambda done, total: None) -> np.ndarray:
-    """Returns a model's first output for every sample.
+def predict(session: Session, data: Dataset, on_progress: OnProgress = lambda done, total: None, *, output: str | None = None) -> np.ndarray:
+    """Returns a model's class scores for every sample.
 
     The data set is streamed in batches of the model's own size, 32 when that is free. The loop does nothing else: a
     model that takes microseconds must not wait for its measuring.
@@ -65,18 +68,20 @@ def predict(session: Session, data: Dataset, on_progress: OnProgress = lambda do
         session: The loaded model.
         data: The samples; columns are named like the model's inputs.
         on_progress: Called now and then with the samples done and their total.
+        output: Name of the output to read. Without it, the model's only one, or the only one that is ``[batch x classes]``.
 
     Returns:
         Scores ``[n x classes] float32``.
 
     Raises:
-        InputRejected: The columns do not fit the model, or its first output is not ``[batch x classes]``.
+        InputRejected: The columns do not fit the model, it has no such output, several could be meant, or the output is not
+            ``[batch x classes]``.
         StageFailed: A score is not a number.
     """
     feed = fit(data, session.signature)
     run, batch = session.run, feed.batch
     scores, inputs = np.empty((0, 0), np.float32), dict[str, np.ndarray]()
-    output = session.signature.outputs[0].name
+    output = scores_output(session.signature, output)
     for start, stop, columns in feed.blocks():
         batches = [(name, column.reshape(-1, batch, *column.shape[1:])) for name, column in columns.items()]
         if not start:
@@ -93,10 +98,30 @@ def predict(session: Session, data: Dataset, on_progress: OnProgress = lambda do
     return scores
 
 
+def scores_output(signature: Signature, wanted: str | None) -> str:
+    """Returns the name of the output that holds the class scores.
+
+    Their order does not tell: runtimes sort outputs differently, so that the first one of a file may be the last of its source.
+
+    Raises:
+        InputRejected: There is no output of the wanted name, or several could be meant.
+    """
+    found = ", ".join(map(str, signature.outputs)) or "none"
+    if wanted is not None:
+        if all(spec.name != wanted for spec in signature.outputs):
+            raise InputRejected(f"the model has no output {wanted!r}; found {found}", where="output", hint="name one of the outputs found")
+        return wanted
+    likely = [spec.name for spec in signature.outputs if len(signature.outputs) == 1 or len(spec.shape) == 2]
+    if len(likely) != 1:
+        message = f"{len(likely)} of {len(signature.outputs)} outputs could be the class scores, expected one; found {found}"
+        raise InputRejected(message, where="output", hint="name the class scores with the option output")
+    return likely[0]
+
+
 def _classes(found: np.ndarray, batch: int, output: str) -> int:
     if found.ndim != 2 or found.shape[0] != batch:
         shape = " x ".join(map(str, found.shape))
-        raise InputRejected(f"output {output!r} is [{shape}], expected [{batch} x classes]", hint="make the class scores the model's first output")
+        raise InputRejected(f"output {output!r} is [{shape}], expected [{batch} x classes]", hint="measure the output that holds the class scores")
     return int(found.shape[1])
 
 
@@ -112,10 +137,11 @@ def _labels(data: Dataset) -> np.ndarray:
     return data.label
 
 
-def _check_classes(found: int, wanted: int | None, label: np.ndarray, data: str, model: str) -> None:
+def _check_classes(found: int, classes: int | Sequence[str] | None, label: np.ndarray, data: str, model: str) -> None:
     """Holds the number of scores against the expected number of classes, where one is given, and against the labels."""
-    if wanted is not None and found != wanted:
-        raise InputRejected(f"gives {found} scores per sample, expected {wanted}", where=model, hint="set classes to the model's")
+    wanted = classes if isinstance(classes, int) else len(classes or ())
+    if wanted and found != wanted:
+        raise InputRejected(f"gives {found} scores per sample, expected {wanted}", where=model, hint="name as many classes as the model has scores")
     sample = int(label.argmax())
     if label[sample] >= found:
         raise InputRejected(

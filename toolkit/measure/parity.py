@@ -63,12 +63,20 @@ class Comparison:
     where: str
     difference: Difference = field(default_factory=Difference)
 
-    def add(self, start: int, found: np.ndarray) -> None:
+    def add(self, start: int, found: np.ndarray, given: int) -> None:
         """Compares the samples from ``start`` on.
 
+        Args:
+            start: The first of them.
+            found: What the model gave, ``[given x ...]``; rows beyond the last sample are padding.
+            given: Rows that the model was given.
+
         Raises:
-            ParityFailed: Shape or kind of number differ, or a value is not a number.
+            ParityFailed: Number of rows, shape or kind of number differ, or a value is not a number.
         """
+        if found.shape[:1] != (given,):
+            raise self._failed(f"has shape {list(found.shape)} for the batch from sample {start} on, expected {given} rows")
+        found = found[: len(self.expected) - start]
         expected = np.asarray(self.expected[start : start + len(found)])
         self._check_kind(expected, found)
         want, have = expected.astype(np.float64), found.astype(np.float64)
@@ -178,7 +186,7 @@ def _compare(session: Session, feed: Feed, comparisons: list[Comparison], job: J
             offset = first - start
             outputs = session.run({name: column[offset : offset + feed.batch] for name, column in columns.items()})
             for comparison in comparisons:
-                comparison.add(first, outputs[comparison.name][: stop - first])
+                comparison.add(first, outputs[comparison.name], feed.batch)
             job.progress(min(first + feed.batch, total), total, "")
 
 

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 SQNR_LIMIT_DB = 200.0
+RESAMPLES = 1000
 
 
 def proportion_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -111,6 +112,51 @@ def quantile_interval(samples: Sequence[float] | np.ndarray, q: float, level: fl
     high_rank = int(np.searchsorted(chance, (1 + level) / 2)) + 1
     low, high = ordered[max(low_rank, 1) - 1], ordered[min(high_rank, n) - 1]
     return float(np.quantile(ordered, q)), float(low), float(high)
+
+
+def median_ratio_interval(
+    rounds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], level: float = 0.95, seed: int = 0
+) -> tuple[float, float | None, float | None]:
+    """Returns the ratio of two medians, with its interval, of measurements that were taken in turns.
+
+    A paired block bootstrap with percentile interval: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters
+    8 and 13. Whole rounds are drawn with replacement, the same ones for both sides, so that what moved both in a round (a slower
+    clock, a neighbour) moves the ratio as little in the resamples as it did in the measurement.
+
+    Args:
+        rounds: Measurements of each round.
+        reference: Those of the other side in the same rounds.
+        level: Nominal coverage.
+        seed: Seed of the draws: equal measurements have equal intervals.
+
+    Returns:
+        Value, low end, high end. A single round tells nothing about the spread of rounds; both ends are ``None``.
+
+    Raises:
+        ValueError: The sides have not the same rounds, or a round is empty.
+    """
+    count = len(rounds)
+    if count != len(reference) or not all(map(len, (*rounds, *reference))):
+        raise ValueError("cannot pair the rounds")
+    value = float(np.median(np.concatenate(rounds)) / np.median(np.concatenate(reference)))
+    if count < 2:
+        return value, None, None
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    ratios = _resampled_medians(rounds, drawn) / _resampled_medians(reference, drawn)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return value, float(low), float(high)
+
+
+def _resampled_medians(rounds: Sequence[Sequence[float]], drawn: np.ndarray) -> np.ndarray:
+    """Returns the median of each resample; ``drawn`` ``[resamples x rounds]`` says how often each round is in it."""
+    samples = np.concatenate(rounds)
+    order = np.argsort(samples, kind="stable")
+    owner = np.repeat(np.arange(len(rounds)), [len(one) for one in rounds])[order]
+    # How many samples of a resample are not above each one: where that passes the middle, there is the median.
+    ranks = np.cumsum(drawn[:, owner], axis=1)
+    total = ranks[:, -1:]
+    lower, upper = (samples[order[np.argmax(ranks > middle, axis=1)]] for middle in ((total - 1) // 2, total // 2))
+    return (lower + upper) / 2
 
 
 def sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:

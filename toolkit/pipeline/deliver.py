@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.artifact import MANIFEST_SUFFIX, Artifact, Manifest, Signature
-from toolkit.errors import SetupError
+from toolkit.errors import ConfigError, SetupError
 from toolkit.job import Facts
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.fingerprint import OUTPUT_MARK
@@ -56,14 +57,59 @@ def deliver_model(
     return Artifact(path=out, manifest=manifest, cached=result.cached)
 
 
-def mark_output(folder: Path) -> None:
+def check_output(folder: Path, project: Path) -> None:
+    """Makes sure, before anything runs, that results may go to a folder.
+
+    Raises:
+        ConfigError: It is a file, the project's own folder, or a folder of it that holds files of the user's.
+        SetupError: It cannot be written.
+    """
+    place, home = folder.resolve(), project.resolve()
+    if place == home:
+        raise ConfigError("results cannot go into the project's own folder", where=str(folder), hint="give another --output")
+    check_writable(place)
+    if place.exists() and not place.is_dir():
+        raise ConfigError("is a file, not a folder", where=str(folder), hint="give another --output")
+    if place.is_relative_to(home) and place.is_dir() and any(place.iterdir()) and not (place / OUTPUT_MARK).exists():
+        raise ConfigError(
+            "is a part of the project and holds files that Edgekit did not write", where=str(folder), hint="give an empty or a new folder as --output"
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Makes sure that a folder can be made and written, before minutes are spent on what goes there.
+
+    Raises:
+        SetupError: It cannot.
+    """
+    existing = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), folder)
+    if not os.access(existing, os.W_OK):
+        raise SetupError("cannot be written: Permission denied", where=str(existing), hint="mend its permissions, or give another --output")
+
+
+def mark_output(folder: Path, project: str, models: Collection[str] = ()) -> set[str]:
     """Marks a folder as filled by Edgekit, so that results inside a project are not taken for a part of it.
+
+    Args:
+        folder: The output folder.
+        project: Name of the project.
+        models: Files that a run delivers into ``models/``.
+
+    Returns:
+        The files that an earlier run of the project delivered and this one does not.
 
     Raises:
         SetupError: The folder cannot be written.
     """
-    if not (folder / OUTPUT_MARK).exists():
-        write_text(folder / OUTPUT_MARK, "Edgekit wrote this folder; its content does not count as a part of the project around it.\n")
+    mark = folder / OUTPUT_MARK
+    try:
+        delivered: dict[str, list[str]] = json.loads(mark.read_text(encoding="utf-8"))["models"]
+    except (OSError, ValueError, KeyError, TypeError):
+        delivered = {}
+    stale = set(delivered.get(project, [])) - set(models)
+    note = "Edgekit fills this folder; what is in it does not count as a part of the project around it."
+    write_text(mark, json.dumps({"note": note, "models": {**delivered, project: sorted(models)}}, indent=1) + "\n")
+    return stale
 
 
 def manifest_path(model: Path) -> Path:

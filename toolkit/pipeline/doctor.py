@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from toolkit import display, environment, plugins
 from toolkit.artifact import Frozen
-from toolkit.errors import StoreError
+from toolkit.errors import SetupError, StoreError
 from toolkit.store import Store, default_root
 
 _SKIPPED_EXTRAS = {"all", "dev"}
@@ -82,15 +82,11 @@ class Diagnosis(Frozen):
 
 
 def doctor() -> Diagnosis:
-    """Looks at versions, extras, plugins and the cache folder. Installs and changes nothing.
-
-    Raises:
-        SetupError: An installed plugin cannot be loaded.
-    """
+    """Looks at versions, extras, plugins and the cache folder. Installs and changes nothing."""
     return Diagnosis(
         environment=environment.describe(),
         extras=_extras(),
-        plugins=tuple(_plugin(group, plugin) for group in plugins.GROUPS for plugin in plugins.discover(group).values()),
+        plugins=tuple(state for group in plugins.GROUPS for state in _plugins(group)),
         cache=str(default_root()),
         cache_problem=_cache_problem(),
     )
@@ -98,8 +94,15 @@ def doctor() -> Diagnosis:
 
 def _extras() -> tuple[ExtraState, ...]:
     required = _requirements()
-    asked = {word for group in plugins.GROUPS for plugin in plugins.discover(group).values() for word in re.findall(r"\w+", plugin.extra)}
+    asked = {word for group in plugins.GROUPS for extra in _extras_named_by(group) for word in re.findall(r"\w+", extra)}
     return tuple(_extra(name, required[name], name in asked or name == "examples") for name in sorted(required) if name not in _SKIPPED_EXTRAS)
+
+
+def _extras_named_by(group: str) -> list[str]:
+    try:
+        return [plugin.extra for plugin in plugins.discover(group).values()]
+    except SetupError:
+        return []
 
 
 def _extra(name: str, requirements: list[Requirement], used: bool) -> ExtraState:
@@ -140,6 +143,13 @@ def _checkout_requirements() -> dict[str, list[Requirement]]:
     declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     parsed = {name: [Requirement(line) for line in lines] for name, lines in declared.items()}
     return {name: [requirement for requirement in requirements if requirement.name != "edgekit"] for name, requirements in parsed.items()}
+
+
+def _plugins(group: str) -> list[PluginState]:
+    try:
+        return [_plugin(group, plugin) for plugin in plugins.discover(group).values()]
+    except SetupError as error:
+        return [PluginState(group=group, name=error.where, does=error.message, ready=False, install=error.hint)]
 
 
 def _plugin(group: str, plugin: Any) -> PluginState:

@@ -87,7 +87,7 @@ def execute(
             plugins.require(plugin)
     run = _Run(ordered, store, listener or Silent(), timeout_seconds)
     run.listener.planned(list(ordered))
-    with tempfile.TemporaryDirectory(prefix="edgekit-run-") as scratch:
+    with store.in_use(), tempfile.TemporaryDirectory(prefix="edgekit-run-") as scratch:
         run.scratch = Path(scratch)
         return run.go(jobs or min(2, os.cpu_count() or 1))
 
@@ -177,10 +177,11 @@ class _Run:
 
     def _say_where(self, step: Step, error: ToolkitError) -> None:
         """Names files by the step that made them: nobody knows the store's folders, and a failed output is gone."""
-        folders = {need.step: self.results[need.step].folder for need in step.needs.values()}
-        for id, folder in folders.items():
+        for role, need in step.needs.items():
+            folder = self.results[need.step].folder
             if folder:
-                error.where = error.where.replace(f"{folder}{os.sep}", f"{id}/").replace(str(folder), id)
+                error.where = error.where.replace(str(folder / need.path), f"{role} of {need.step}" if need.path else need.step)
+                error.where = error.where.replace(str(folder), need.step)
         error.where = re.sub(rf"{re.escape(str(self.store.root))}.*?{re.escape(os.sep)}out{re.escape(os.sep)}", f"{step.id}/", error.where)
 
     def _uncached(self, step: Step, inputs: dict[str, Path], document: dict[str, Any], started: float) -> Result:
@@ -201,11 +202,12 @@ class _Run:
     def _work(self, step: Step, inputs: dict[str, Path], options: Mapping[str, Any], out: Path) -> Facts:
         """Calls the stage, then its checks on what it wrote."""
         progress = self._progress_of(step.id)
-        log = self.store.logs / f"{step.id.replace(':', '-').replace('/', '-')}-{os.getpid()}.txt"
+        log = self.store.log_path(step.id)
         preload = step.preload or _preload(step.plugins)
         facts = self.workers.run(step.stage, Job(inputs, options, out, progress), timeout_seconds=self.timeout_seconds, log=log, preload=preload)
         if step.checks:
             facts["checks"] = {check.name: self._check(check, out, log) for check in step.checks}
+        log.unlink(missing_ok=True)  # it is kept only where somebody will ask what went wrong
         return facts
 
     def _check(self, check: Check, out: Path, log: Path) -> Facts:
@@ -213,7 +215,9 @@ class _Run:
         with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
             job = Job(inputs, check.options, Path(scratch))
             output = log.with_suffix(f".{check.name}.txt")
-            return self.workers.run(check.stage, job, timeout_seconds=self.timeout_seconds, log=output, preload=_preload(check.plugins))
+            facts = self.workers.run(check.stage, job, timeout_seconds=self.timeout_seconds, log=output, preload=_preload(check.plugins))
+            output.unlink(missing_ok=True)
+            return facts
 
     def _progress_of(self, id: str) -> Any:
         return lambda done, total, note: self.listener.progressed(id, done, total, note)

@@ -9,20 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import intake, plugins
+import numpy as np
+
+from toolkit import plugins
 from toolkit.artifact import Artifact, Signature, TensorSpec
 from toolkit.config import Parity, load_project
 from toolkit.dataset import Dataset
-from toolkit.errors import ConfigError, NoRoute
+from toolkit.errors import ConfigError, InputRejected, NoRoute
 from toolkit.pipeline import deliver, steps
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.listener import Listener
-from toolkit.pipeline.plan import make_plan
-from toolkit.pipeline.single import Samples, as_array, as_dataset, on_disk, open_model, output_path, random_samples, run_steps
+from toolkit.pipeline.plan import FLOAT, make_plan
+from toolkit.pipeline.single import (
+    Samples,
+    as_array,
+    as_dataset,
+    check_bytes,
+    check_name,
+    on_disk,
+    open_model,
+    output_path,
+    random_samples,
+    run_steps,
+)
 from toolkit.pipeline.steps import Fact, Need, Step, model_file
 from toolkit.store import Store, digest_file
-
-FLOAT = "float32"
 
 
 def export(
@@ -65,6 +76,7 @@ def export(
         ParityFailed: The converted file computes something else.
         StageError: The framework failed.
     """
+    check_name(name)
     wanted = _Wanted(format, output, name, route, Parity(min_sqnr_db=min_sqnr_db), store, listener)
     if not isinstance(model, str | Path):
         return _from_object(model, example_inputs, tuple(output_names), wanted)
@@ -100,9 +112,10 @@ def _from_project(project: Path, wanted: _Wanted) -> Artifact:
         raise ConfigError(f"the project's targets run {known}, not {wanted.format}", where=str(project), hint="add a target that does")
     name = plan.project.name
     out = wanted.path(name)
-    results = run_steps(ancestors(plan.steps, candidate.step), wanted.store, wanted.listener)
+    timeout_seconds = plan.project.timing.stage_timeout_seconds
+    results = run_steps(ancestors(plan.steps, candidate.step), wanted.store, wanted.listener, timeout_seconds=timeout_seconds)
     parent = deliver.parent_digest(candidate, results, {"source": plan.source_format})
-    return wanted.deliver(results[candidate.step], out, name, parent)
+    return wanted.deliver(results[candidate.step], out, name, parent, output=results["source"].facts["output"])
 
 
 def ancestors(planned: Sequence[Step], last: str) -> list[Step]:
@@ -116,7 +129,7 @@ def ancestors(planned: Sequence[Step], last: str) -> list[Step]:
 
 def _from_file(file: Path, samples: Samples | None, wanted: _Wanted) -> Artifact:
     """Records what a program file computes, and converts it."""
-    source_format = intake.check_model(file, plugins.format_of(file))
+    source_format = check_bytes(file)
     route = _route(source_format, wanted.format, wanted.route)
     name = wanted.name or file.name.split(".")[0]
     out = wanted.path(name, file)
@@ -125,8 +138,9 @@ def _from_file(file: Path, samples: Samples | None, wanted: _Wanted) -> Artifact
         source = steps.source_from_file(file, source_format, wanted.parity, path)
         program = Need("source", model_file(source_format))
         convert = steps.convert(program, route, Fact("source", "signature"), Need("source", "expected"), wanted.parity)
-        made = run_steps([source, convert], wanted.store, wanted.listener)[convert.id]
-    return wanted.deliver(made, out, name, digest_file(file), parity_inputs="real samples" if samples is not None else "random")
+        results = run_steps([source, convert], wanted.store, wanted.listener)
+    evidence = {"output": results["source"].facts["output"], "parity_inputs": "real samples" if samples is not None else "random"}
+    return wanted.deliver(results[convert.id], out, name, digest_file(file), **evidence)
 
 
 def _from_object(model: Any, examples: Any, output_names: tuple[str, ...], wanted: _Wanted) -> Artifact:
@@ -135,6 +149,7 @@ def _from_object(model: Any, examples: Any, output_names: tuple[str, ...], wante
     plugins.require(source)
     route = _route(source.format, wanted.format, wanted.route)
     samples = _named(model, examples).take(slice(0, wanted.parity.samples))
+    _check_finite(samples)
     name = wanted.name or type(model).__name__
     out = wanted.path(name)
     with tempfile.TemporaryDirectory(prefix="edgekit-capture-") as scratch:
@@ -145,7 +160,7 @@ def _from_object(model: Any, examples: Any, output_names: tuple[str, ...], wante
         signature = Signature(inputs=_specs(samples.columns), outputs=_specs(expected))
         convert = steps.convert(program, route, signature, Path(scratch) / "expected", wanted.parity)
         made = run_steps([convert], wanted.store, wanted.listener)[convert.id]
-        return wanted.deliver(made, out, name, digest_file(program))
+        return wanted.deliver(made, out, name, digest_file(program), output=next(iter(expected)))
 
 
 def _source(model: Any) -> plugins.Source:
@@ -180,6 +195,13 @@ def _named(model: Any, examples: Any) -> Dataset:
     if len(names) < len(given):
         names = [f"input_{index}" for index in range(len(given))]
     return as_dataset({name: as_array(value) for name, value in zip(names, given, strict=False)})
+
+
+def _check_finite(samples: Dataset) -> None:
+    for name, column in samples.columns.items():
+        for row in range(len(samples)):
+            if column.dtype.kind == "f" and not np.isfinite(column[row]).all():
+                raise InputRejected(f"input {name!r} has NaN or Inf in sample {row}", where=samples.where, hint="mend or remove that sample")
 
 
 def _specs(columns: Mapping[str, Any]) -> tuple[TensorSpec, ...]:

@@ -58,11 +58,12 @@ def finetune(project: str | Path, *, output: str | Path | None = None, store: St
     plan = make_plan(*load_project(Path(project)))
     if plan.project.finetune is None:
         raise ConfigError("the project has no [finetune] table", where=str(project), hint="add one; edgekit init shows it")
-    results = run_steps(ancestors(plan.steps, "source"), store, listener)
+    folder = Path(output) if output else plan.folder / OUTPUT
+    deliver.check_output(folder, plan.folder)
+    results = run_steps(ancestors(plan.steps, "source"), store, listener, timeout_seconds=plan.project.timing.stage_timeout_seconds)
     trained, captured = results["finetune"], results["source"]
     assert trained.folder is not None
-    folder = Path(output) if output else plan.folder / OUTPUT
-    deliver.mark_output(folder)
+    deliver.mark_output(folder, plan.project.name)
     weights = folder / f"{plan.project.name}.safetensors"
     deliver.copy(trained.folder / "weights.safetensors", weights)
     deliver.copy(trained.folder / "training.json", folder / "training.json")

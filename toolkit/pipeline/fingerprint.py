@@ -18,6 +18,8 @@ from toolkit.store import digest_file, digest_of
 
 # Lies in every folder that Edgekit fills with results, so that results inside a project are not taken for a part of it.
 OUTPUT_MARK = ".edgekit-output"
+_TOOLS = {".git", ".hg", ".svn", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".ipynb_checkpoints", ".DS_Store"}
+_PROSE = {"README", "CHANGELOG", "LICENSE"}
 _NOT_STAGES = {"cli", "pipeline", "checks", "report", "templates"}
 
 
@@ -39,7 +41,8 @@ def fingerprint_project(folder: Path, apart: Collection[Path] = ()) -> dict[str,
 
     A factory may read any file beside it and call any library, and another picture or another version of the library may
     give other data or another model. So every file counts, with the versions of all that the code imports. What does not
-    count: hidden files, ``edgekit.toml`` (its options are in the keys by themselves), prose, and Edgekit's own results.
+    count: ``edgekit.toml`` (its options are in the keys by themselves), what tools keep beside the code (``.git``,
+    ``.venv``, caches), ``README``, ``CHANGELOG`` and ``LICENSE``, and Edgekit's own results.
 
     Args:
         folder: The project's folder.
@@ -51,7 +54,7 @@ def fingerprint_project(folder: Path, apart: Collection[Path] = ()) -> dict[str,
     if not folder.is_dir():
         raise InputRejected("does not exist", where=str(folder), hint="check the path")
     left_out = {path.resolve() for path in apart}
-    files = [file for file in _walk(folder, left_out) if not _is_ours(file) and file.name != PROJECT_FILE and file.suffix != ".md"]
+    files = [file for file in _walk(folder, left_out) if not _is_ours(file) and file.name != PROJECT_FILE and file.stem not in _PROSE]
     imported = {name for file in files if file.suffix == ".py" for name in _imports(file)}
     distributions = metadata.packages_distributions()
     names = {distribution for name in imported for distribution in distributions.get(name, ())}
@@ -71,20 +74,28 @@ def own_code() -> str:
 
 
 def _digests(folder: Path, files: Collection[Path] | Iterator[Path]) -> dict[str, str]:
-    return {file.relative_to(folder).as_posix(): digest_file(file) for file in files}
+    try:
+        return {file.relative_to(folder).as_posix(): digest_file(file) for file in files}
+    except OSError as error:
+        raise InputRejected(f"cannot be read: {error.strerror or error}", where=str(error.filename or folder), hint="mend its permissions") from error
 
 
 def _walk(folder: Path, left_out: Collection[Path] = ()) -> Iterator[Path]:
-    """Yields regular files below a folder, without hidden ones, caches and folders that Edgekit filled."""
-    for root, folders, names in os.walk(folder):
-        if OUTPUT_MARK in names:
+    """Yields regular files below a folder, behind links too, without what tools keep there and folders that Edgekit filled."""
+
+    def counts(path: Path) -> bool:
+        return path.name not in _TOOLS and path.name != OUTPUT_MARK and path.resolve() not in left_out
+
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = Path(root)
+        identity = (here.stat().st_dev, here.stat().st_ino)
+        if identity in visited or (OUTPUT_MARK in names and here != folder):
             folders.clear()
             continue
-        here = Path(root)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and name != "__pycache__" and (here / name).resolve() not in left_out
-        )
-        yield from (here / name for name in sorted(names) if not name.startswith(".") and (here / name).resolve() not in left_out)
+        visited.add(identity)
+        folders[:] = sorted(name for name in folders if counts(here / name))
+        yield from (here / name for name in sorted(names) if counts(here / name) and (here / name).is_file())
 
 
 def _is_ours(file: Path) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 from toolkit import environment, plugins, resources
 from toolkit.artifact import Artifact
 from toolkit.checks import budgets as budget_checks
-from toolkit.config import Budgets, Target, Task
+from toolkit.config import Budgets, Target, Task, make_budgets, nearest
+from toolkit.errors import ConfigError
 from toolkit.evidence import Benchmark, Change, Evaluation, Latency, Metric, Report, Row
 from toolkit.pipeline import steps
 from toolkit.pipeline.execute import Result
@@ -27,6 +30,7 @@ def evaluate(
     target: str | Target = "desktop-ort",
     reference: Model | None = None,
     task: Task = "image-classification",
+    output: str | None = None,
     store: Store | None = None,
     listener: Listener | None = None,
 ) -> Evaluation:
@@ -38,6 +42,7 @@ def evaluate(
         target: A shipped target's name, a path to a ``.toml`` file, or a target.
         reference: A model of any executable format to compare with, usually the float source.
         task: What the model does.
+        output: Name of the output that holds the class scores; needed when that cannot be told from the file.
         store: Where stage outputs are kept; the user's cache by default.
         listener: Who hears about progress.
 
@@ -53,7 +58,7 @@ def evaluate(
     opened, _ = open_model(artifact, store)
     place = _target(target)
     with on_disk(data) as samples:
-        chain = _evaluation_steps(opened, samples, place, reference, task, store)
+        chain = _evaluation_steps(opened, samples, place, reference, task, output, store)
         return _evaluation(opened, place, run_steps(chain, store, listener)["evaluate"])
 
 
@@ -97,8 +102,9 @@ def check(
     *,
     target: str | Target = "desktop-ort",
     reference: Model | None = None,
-    budgets: Budgets | None = None,
+    budgets: Budgets | Mapping[str, Any] | None = None,
     task: Task = "image-classification",
+    output: str | None = None,
     seconds: float = 1.0,
     store: Store | None = None,
     listener: Listener | None = None,
@@ -110,8 +116,9 @@ def check(
         data: Held-out samples with ``label``, or a path to them.
         target: A shipped target's name, a path to a ``.toml`` file, or a target.
         reference: The float source; ``max_drop`` is judged against it, and the size ratio when its format is the same.
-        budgets: Limits; the target's own apply where these say nothing.
+        budgets: Limits, as :class:`toolkit.Budgets` or a dictionary; the target's own apply where these say nothing.
         task: What the model does.
+        output: Name of the output that holds the class scores; needed when that cannot be told from the file.
         seconds: Timed seconds.
         store: Where stage outputs are kept; the user's cache by default.
         listener: Who hears about progress.
@@ -122,17 +129,21 @@ def check(
     Raises:
         ToolkitError: As :func:`evaluate` and :func:`benchmark`.
     """
+    own = budgets if isinstance(budgets, Budgets) else make_budgets(dict(budgets or {}))
     opened, _ = open_model(artifact, store)
     place = _target(target)
     twin = open_model(reference, store)[0] if reference is not None else None
     same_format = twin is not None and twin.format == opened.format
+    if twin and own.max_size_ratio and not same_format:
+        message = f"max_size_ratio compares files of one format; the model is {opened.format}, the reference {twin.format}"
+        raise ConfigError(message, where=str(twin.path), hint=f"give the float {opened.format} file as the reference")
     with on_disk(data) as samples:
         timing = _benchmark_step(opened, samples, place, twin if same_format else None, seconds)
-        results = run_steps([*_evaluation_steps(opened, samples, place, reference, task, store), timing], store, listener)
+        results = run_steps([*_evaluation_steps(opened, samples, place, reference, task, output, store), timing], store, listener)
     evaluation = _evaluation(opened, place, results["evaluate"])
     latency = _benchmark(opened, place, results[timing.id]).latency_ms
     findings = budget_checks.judge(
-        (budgets or Budgets()).over(place.budgets),
+        own.over(place.budgets),
         size_bytes=opened.size_bytes,
         float_size_bytes=twin.size_bytes if twin and same_format else None,
         metric=evaluation.metric,
@@ -191,14 +202,30 @@ def _opened_baseline(baseline: Model | None, target: Target, store: Store | None
     return opened
 
 
-def _evaluation_steps(opened: Artifact, samples: Path, target: Target, reference: Model | None, task: Task, store: Store | None) -> list[Step]:
+def _evaluation_steps(
+    opened: Artifact, samples: Path, target: Target, reference: Model | None, task: Task, output: str | None, store: Store | None
+) -> list[Step]:
     """The reference first, on the runtime of its own format, then the candidate on the target's."""
+    if task not in get_args(Task):
+        raise ConfigError(f"unknown task {task!r}", where="task", hint=nearest(str(task), list(get_args(Task))))
     runtime = runtime_of(target, opened)
     chain = []
     if reference is not None:
         other, _ = open_model(reference, store)
         own = plugins.runtime_for(other.format)
-        chain.append(steps.evaluate("evaluate:reference", other.path, samples, own, threads=1, memory_mb=None, task=task, reference=None))
+        chain.append(
+            steps.evaluate(
+                "evaluate:reference",
+                other.path,
+                samples,
+                own,
+                threads=1,
+                memory_mb=None,
+                task=task,
+                reference=None,
+                output=output or other.manifest.evidence.get("output"),
+            )
+        )
     chain.append(
         steps.evaluate(
             "evaluate",
@@ -209,12 +236,15 @@ def _evaluation_steps(opened: Artifact, samples: Path, target: Target, reference
             memory_mb=target.memory_mb,
             task=task,
             reference=Need("evaluate:reference") if reference is not None else None,
+            output=output or opened.manifest.evidence.get("output"),
         )
     )
     return chain
 
 
 def _benchmark_step(opened: Artifact, samples: Path, target: Target, baseline: Artifact | None, seconds: float) -> Step:
+    if not isinstance(seconds, int | float) or not seconds > 0:
+        raise ConfigError(f"expected a positive number, found {seconds!r}", where="seconds", hint="give the time to measure each model for")
     models: dict[str, Need | Path] = {_ROLES.candidate: opened.path}
     if baseline:
         models[_ROLES.baseline] = baseline.path

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit import display, intake, plugins, resources
-from toolkit.config import Project, Recipe, Target
-from toolkit.errors import ConfigError
+from toolkit.config import PROJECT_FILE, Project, Recipe, Target
+from toolkit.errors import ConfigError, InputRejected
 from toolkit.pipeline import steps
 from toolkit.pipeline.steps import Fact, Need, Step, model_file
 
 FLOAT = "float32"
+# The class scores are the source's first output, by name; every format is asked for that one.
+SCORES = Fact("source", "output")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def make_plan(project: Project, folder: Path) -> Plan:
         NoRoute: No installed plugin converts or quantizes as asked.
         InputRejected: The project's model file must not be read.
     """
+    _all_there(project, folder)
     source_format = _source_format(project, folder)
     demands = [_demand(project, resources.load_target(name, folder), source_format) for name in project.targets]
     _nothing_forgotten(project, demands)
@@ -114,13 +117,21 @@ def make_plan(project: Project, folder: Path) -> Plan:
     preload = plugins.preload(plugins.get("sources", "torch")) if project.model.factory else ()
     chain = [steps.splits(project.data, folder, project.parity, task=project.task, seed=project.seed, apart=_apart(project, folder), preload=preload)]
     if recipe and any(candidate.scheme in plugins.quantizer(candidate.format, candidate.scheme).needs_calibration for candidate in quantized):
-        chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data")))
+        chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data", "train")))
     chain += _source(project, folder, source_format)
     chain += [_conversion(project, candidate, source_format) for candidate in candidates.values() if candidate.step.startswith("convert:")]
     chain += [steps.quantize(candidates[c.twin].model, c.format, c.scheme, recipe, Need("calibration", "calibration")) for c in quantized if recipe]
     chain.append(_source_evaluation(project, source_format))
     evaluations, rows = _evaluations(project, demands, candidates)
     return Plan(project, folder, (*chain, *evaluations, *_benchmarks(project, rows, candidates)), tuple(candidates.values()), rows, source_format)
+
+
+def _all_there(project: Project, folder: Path) -> None:
+    data, model = project.data, project.model
+    named = [("data.train", data.train), ("data.eval", data.eval), ("model.weights", model.weights), ("model.file", model.file)]
+    for key, path in [*named, *(("data.depends", path) for path in data.depends)]:
+        if path is not None and not (folder / path).exists():
+            raise InputRejected(f"does not exist; {key} of {PROJECT_FILE} names it", where=str(folder / path), hint="make the file, or mend the path")
 
 
 def _source_format(project: Project, folder: Path) -> str:
@@ -139,6 +150,11 @@ def _demand(project: Project, target: Target, source_format: str) -> _Demand:
 
 
 def _nothing_forgotten(project: Project, demands: list[_Demand]) -> None:
+    for demand in demands:
+        if not demand.schemes:
+            target = demand.target
+            message = f"target {target.name!r} runs none of the project's schemes ({', '.join(project.schemes)})"
+            raise ConfigError(message, hint=f"it runs {', '.join(target.schemes)}; add one of them, or remove the target")
     for scheme in project.schemes:
         if not any(scheme in demand.schemes for demand in demands):
             offered = "; ".join(f"{demand.target.name}: {', '.join(demand.target.schemes)}" for demand in demands)
@@ -171,7 +187,7 @@ def _candidates(name: str, demands: list[_Demand], source_format: str) -> dict[s
 
 def _source(project: Project, folder: Path, source_format: str) -> list[Step]:
     if project.model.file:
-        return [steps.source_from_file(folder / project.model.file, source_format, project.parity, steps.PARITY)]
+        return [steps.source_from_file(folder / project.model.file, source_format, project.parity, steps.PARITY, project.model.outputs)]
     apart = _apart(project, folder)
     source = steps.source_from_factory(project.model, folder, project.parity, tuned=project.finetune is not None, apart=apart)
     if not project.finetune:
@@ -192,9 +208,18 @@ def _conversion(project: Project, candidate: Candidate, source_format: str) -> S
 
 
 def _source_evaluation(project: Project, source_format: str) -> Step:
-    model = Need("source", model_file(source_format))
-    runtime = plugins.runtime_for(source_format)
-    return steps.evaluate("evaluate:source", model, Need("data", "eval"), runtime, threads=1, memory_mb=None, task=project.task, reference=None)
+    return steps.evaluate(
+        "evaluate:source",
+        Need("source", model_file(source_format)),
+        Need("data", "eval"),
+        plugins.runtime_for(source_format),
+        threads=1,
+        memory_mb=None,
+        task=project.task,
+        reference=None,
+        output=SCORES,
+        classes=project.data.classes,
+    )
 
 
 def _evaluations(project: Project, demands: list[_Demand], candidates: dict[str, Candidate]) -> tuple[list[Step], tuple[RowPlan, ...]]:
@@ -217,6 +242,8 @@ def _evaluations(project: Project, demands: list[_Demand], candidates: dict[str,
                 memory_mb=target.memory_mb,
                 task=project.task,
                 reference=Need("evaluate:source"),
+                output=SCORES,
+                classes=project.data.classes,
             )
             rows.append(RowPlan(candidate, target, id, f"benchmark:{demand.format}@{target.runtime}-t{target.threads}"))
     return list(found.values()), tuple(rows)

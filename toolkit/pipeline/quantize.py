@@ -7,10 +7,11 @@ from pathlib import Path
 
 from toolkit import plugins, resources
 from toolkit.artifact import Artifact
-from toolkit.config import Recipe
-from toolkit.errors import ConfigError
+from toolkit.config import Recipe, nearest
+from toolkit.errors import ConfigError, InputRejected
 from toolkit.pipeline import deliver, steps
 from toolkit.pipeline.listener import Listener
+from toolkit.pipeline.plan import FLOAT
 from toolkit.pipeline.single import Samples, on_disk, open_model, output_path, run_steps
 from toolkit.pipeline.steps import Need, Step
 from toolkit.store import Store
@@ -52,6 +53,7 @@ def quantize(
         StageError: The quantizer failed.
     """
     opened, _ = open_model(artifact, store)
+    _check_scheme(opened, scheme)
     quantizer = plugins.quantizer(opened.format, scheme)
     chosen = resources.load_recipe(recipe)
     name = opened.manifest.name
@@ -60,6 +62,7 @@ def quantize(
         chain = _calibration(stack, quantizer, scheme, calibration, chosen, samples)
         step = steps.quantize(opened.path, opened.format, scheme, chosen, Need("calibration", "calibration") if chain else None)
         results = run_steps([*chain, step], store, listener)
+    kept = {"output": opened.manifest.evidence["output"]} if "output" in opened.manifest.evidence else {}
     return deliver.deliver_model(
         results[step.id],
         out,
@@ -67,8 +70,17 @@ def quantize(
         format=opened.format,
         scheme=scheme,
         parent_sha256=opened.manifest.sha256,
-        evidence={"calibration_samples": results["calibration"].facts} if chain else {},
+        evidence=kept | ({"calibration_samples": results["calibration"].facts} if chain else {}),
     )
+
+
+def _check_scheme(model: Artifact, scheme: str) -> None:
+    known = [name for plugin in plugins.discover("quantizers").values() if plugin.format == model.format for name in plugin.schemes]
+    if known and scheme not in known:
+        raise ConfigError(f"unknown scheme {scheme!r} for {model.format}", where="scheme", hint=nearest(scheme, known))
+    if model.scheme not in (FLOAT, "unknown"):
+        message = f"is {model.scheme} already, expected a {FLOAT} model"
+        raise InputRejected(message, where=str(model.path), hint="give the float model that it was made from")
 
 
 def _calibration(

@@ -73,10 +73,10 @@ def run(
         StageError: Training or capturing failed, so that nothing could be judged.
     """
     plan = plan_project(project)
+    folder = Path(output) if output else plan.folder / OUTPUT
+    deliver.check_output(folder, plan.folder)
     results = _execute(plan, store, listener, jobs)
     report = make_report(plan, results)
-    folder = Path(output) if output else plan.folder / OUTPUT
-    deliver.mark_output(folder)
     artifacts = _deliver(plan, results, folder)
     _write_reports(report, folder)
     return Run(report=report, artifacts=artifacts, folder=folder)
@@ -227,7 +227,11 @@ def _source(plan: Plan, results: Mapping[str, Result]) -> Evaluation | None:
 
 
 def _deliver(plan: Plan, results: Mapping[str, Result], folder: Path) -> tuple[Artifact, ...]:
-    """Copies what was made, and removes models of an earlier run that this one did not make."""
+    """Copies what was made, and removes models that an earlier run delivered and this one did not make."""
+    names = [candidate.file for candidate in plan.candidates if results[candidate.step].ok]
+    for name in deliver.mark_output(folder, plan.project.name, names):
+        for path in (folder / "models" / name, deliver.manifest_path(folder / "models" / name)):
+            path.unlink(missing_ok=True)
     formats = {candidate.step: candidate.format for candidate in plan.candidates} | {"source": plan.source_format}
     delivered = []
     for candidate in plan.candidates:
@@ -240,10 +244,9 @@ def _deliver(plan: Plan, results: Mapping[str, Result], folder: Path) -> tuple[A
                 format=candidate.format,
                 scheme=candidate.scheme,
                 parent_sha256=deliver.parent_digest(candidate, results, formats),
-                evidence=_calibration_facts(plan, candidate, results),
+                evidence={"output": results["source"].facts["output"], **_calibration_facts(plan, candidate, results)},
             )
             delivered.append(artifact)
-    _remove_stale(folder / "models", {artifact.path for artifact in delivered})
     return tuple(delivered)
 
 
@@ -251,15 +254,6 @@ def _calibration_facts(plan: Plan, candidate: Candidate, results: Mapping[str, R
     """Which samples a candidate was calibrated with."""
     needs = next(step for step in plan.steps if step.id == candidate.step).needs
     return {"calibration_samples": results["calibration"].facts} if "calibration" in needs else {}
-
-
-def _remove_stale(folder: Path, kept: set[Path]) -> None:
-    """Removes delivered pairs (a model with its manifest) that are not part of this run; nothing else."""
-    for manifest in folder.glob("*.manifest.json"):
-        model = manifest.with_name(manifest.name.removesuffix(".manifest.json"))
-        if model not in kept:
-            model.unlink(missing_ok=True)
-            manifest.unlink(missing_ok=True)
 
 
 def _write_reports(report: Report, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +14,11 @@ from pydantic import ValidationError
 
 from toolkit import intake, plugins
 from toolkit.artifact import Artifact, Manifest, Signature
-from toolkit.config import Target
+from toolkit.config import NAME_PATTERN, Target
 from toolkit.contents import Contents
 from toolkit.dataset import LABEL, Dataset, as_label
-from toolkit.errors import ConfigError, InputRejected
-from toolkit.pipeline.deliver import manifest_path
+from toolkit.errors import ConfigError, InputRejected, ToolkitError
+from toolkit.pipeline.deliver import check_writable, manifest_path
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.steps import Step, inspection
@@ -27,35 +28,44 @@ Samples = str | Path | Dataset | Mapping[str, Any]
 _RANDOM_SAMPLES = 16
 
 
-def run_steps(steps: list[Step], store: Store | None, listener: Listener | None) -> dict[str, Result]:
+def run_steps(steps: list[Step], store: Store | None, listener: Listener | None, *, timeout_seconds: float = 3600.0) -> dict[str, Result]:
     """Runs steps of which every one must succeed.
 
     Raises:
         ToolkitError: The first failure.
     """
-    results = execute(steps, store or Store(), listener=listener)
+    results = execute(steps, store or Store(), listener=listener, timeout_seconds=timeout_seconds)
     for result in results.values():
         if result.error:
             raise result.error
     return results
 
 
-def open_model(model: Artifact | str | Path, store: Store | None = None) -> tuple[Artifact, Contents]:
+def open_model(model: Artifact | str | Path, store: Store | None = None, *, to_look_at: bool = False) -> tuple[Artifact, Contents]:
     """Opens a model file: checks its bytes, reads what it contains, and takes over its manifest if that fits.
 
     Args:
         model: The file, or an artifact that points to it.
         store: Where the reading is kept.
+        to_look_at: Whether the file is only described; then its weights may lie in another file.
 
     Raises:
-        InputRejected: The file must not be read, or differs from its manifest.
+        ConfigError: A live model was given.
+        InputRejected: The file must not be read, differs from its manifest or its artifact, or keeps its weights elsewhere.
         NoRoute: No reader looks into this format, and no runtime executes it.
     """
+    if not isinstance(model, Artifact | str | Path):
+        raise ConfigError(f"expected a model file, found a live {type(model).__name__}", hint="export it first: toolkit.export(...)")
     path = model.path if isinstance(model, Artifact) else Path(model)
     manifest = read_manifest(path)
+    if isinstance(model, Artifact) and path.is_file() and digest_file(path) != model.manifest.sha256:
+        raise InputRejected("the file has changed since this artifact was made (SHA-256 differs)", where=str(path), hint="open it anew by its path")
     format = intake.check_model(path, manifest.format if manifest else plugins.format_of(path))
     facts = run_steps([inspection(path, format)], store, None)["inspect"].facts
     contents = Contents.model_validate(facts["contents"])
+    if contents.details.get("external_data") == "yes" and not to_look_at:
+        hint = "save it as one file: onnx.save(onnx.load(path), other_path)"
+        raise InputRejected("keeps its weights in another file, which no digest, size or copy would follow", where=str(path), hint=hint)
     if manifest is None:
         manifest = Manifest(
             name=path.name.split(".")[0],
@@ -67,6 +77,15 @@ def open_model(model: Artifact | str | Path, store: Store | None = None) -> tupl
             made_by="file",
         )
     return Artifact(path=path, manifest=manifest), contents
+
+
+def check_bytes(path: Path) -> str:
+    """Decides whether a model file may be parsed at all, and returns its format.
+
+    Raises:
+        InputRejected: It is missing, damaged, or not what its suffix says.
+    """
+    return intake.check_model(path, plugins.format_of(path))
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -105,8 +124,13 @@ def on_disk(samples: Samples) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="edgekit-samples-") as scratch:
-        as_dataset(samples).write(Path(scratch) / "samples")
-        yield Path(scratch) / "samples"
+        folder = Path(scratch) / "samples"
+        as_dataset(samples).write(folder)
+        try:
+            yield folder
+        except ToolkitError as error:
+            error.where = error.where.replace(str(folder), "samples")  # the folder is gone when anybody reads this
+            raise
 
 
 def as_dataset(samples: Dataset | Mapping[str, Any]) -> Dataset:
@@ -119,10 +143,21 @@ def as_dataset(samples: Dataset | Mapping[str, Any]) -> Dataset:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """Makes a NumPy array of a framework's tensor, wherever it lives."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    return np.ascontiguousarray(np.asarray(value))
+    """Makes a NumPy array of a framework's tensor, wherever it lives.
+
+    Raises:
+        InputRejected: It is ragged, or of a type that NumPy does not have.
+    """
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+        array = np.ascontiguousarray(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        hint = "give arrays of one shape; convert bfloat16 tensors with .float()"
+        raise InputRejected(f"is not an array: {error}", where="samples", hint=hint) from error
+    if array.dtype.kind == "O":
+        raise InputRejected("holds Python objects, expected numbers", where="samples", hint="give arrays of one shape and a numeric dtype")
+    return array
 
 
 def random_samples(signature: Signature, seed: int = 0) -> Dataset:
@@ -136,6 +171,17 @@ def random_samples(signature: Signature, seed: int = 0) -> Dataset:
     return Dataset(columns, None, "random samples")
 
 
+def check_name(name: str | None) -> None:
+    """Makes sure that a model's name can be part of a file name.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        hint = "use letters, digits, '.', '_' and '-', and begin with a letter or a digit"
+        raise ConfigError(f"{name!r} cannot be a model's name", where="name", hint=hint)
+
+
 def runtime_of(target: Target, artifact: Artifact) -> plugins.Runtime:
     """Returns the target's runtime.
 
@@ -144,7 +190,7 @@ def runtime_of(target: Target, artifact: Artifact) -> plugins.Runtime:
     """
     runtime: plugins.Runtime = plugins.get("runtimes", target.runtime)
     if artifact.format not in runtime.formats:
-        message = f"target {target.name!r} runs {', '.join(runtime.formats)} on {runtime.name}, found a {artifact.format} file"
+        message = f"target {target.name!r} runs {', '.join(runtime.formats)} on {runtime.name}, found {artifact.format}"
         raise ConfigError(message, where=str(artifact.path), hint="choose a target whose runtime fits; run: edgekit targets")
     return runtime
 
@@ -153,11 +199,15 @@ def output_path(output: str | Path | None, name: str, scheme: str, format: str, 
     """Where a verb writes its model: where the user said, else in the current folder.
 
     Raises:
-        ConfigError: It would overwrite its own input.
+        ConfigError: It would overwrite its own input, or has another format's suffix.
+        SetupError: The folder cannot be written.
     """
     out = Path(output) if output else Path(f"{name}.{scheme}.{format}")
     if out.is_dir():
         out = out / f"{name}.{scheme}.{format}"
+    if out.suffix != f".{format}":
+        raise ConfigError(f"the file will be {format}, found the suffix {out.suffix!r}", where=str(out), hint=f"end its name in .{format}")
+    check_writable(out.parent)
     if source is not None and out.resolve() == source.resolve():
         raise ConfigError("output and input are the same file", where=str(out), hint="give another --output")
     return out

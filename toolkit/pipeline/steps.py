@@ -143,14 +143,14 @@ def calibration(recipe: Recipe, *, samples: int | None, seed: int, origin: Need 
         "value_range": recipe.value_range,
         "seed": seed,
     }
-    where: dict[str, Any] = {"needs": {"data": origin}} if isinstance(origin, Need) else {"files": {"samples": origin}}
-    return Step("calibration", "toolkit.samples.calibration:run", options, **where)
+    needs, files = _origin("samples", origin)
+    return Step("calibration", "toolkit.samples.calibration:run", options, needs=needs, files=files)
 
 
 def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, classes: tuple[str, ...], apart: tuple[Path, ...]) -> Step:
     """The trained weights."""
     files = {PROJECT: folder} | ({"weights": folder / model.weights} if model.weights else {})
-    options = {**settings.model_dump(mode="json"), "factory": model.factory, "seed": seed}
+    options = {**settings.model_dump(mode="json"), "factory": model.factory, "seed": seed, "outputs": list(model.outputs)}
     # Named classes ask for exactly as many outputs; without names the labels tell how many there are at least.
     derived = {} if classes else {"classes": Fact("data", "classes")}
     if classes:
@@ -159,7 +159,7 @@ def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, class
         "finetune",
         "toolkit.finetuning.stage:run",
         options,
-        needs={"data": Need("data")},
+        needs={"data": Need("data", "train")},
         files=files,
         plugins=(plugins.get("sources", "torch"),),
         derived=derived,
@@ -176,10 +176,10 @@ def source_from_factory(model: Model, folder: Path, parity: Parity, *, tuned: bo
     return Step("source", "toolkit.sources.stage:run", options, needs=needs, files=files, plugins=(source,), apart=apart)
 
 
-def source_from_file(file: Path, format: str, parity: Parity, data: Need | Path) -> Step:
+def source_from_file(file: Path, format: str, parity: Parity, data: Need | Path, outputs: tuple[str, ...] = ()) -> Step:
     """A model file taken as it is, together with its outputs on real samples."""
     runtime = plugins.runtime_for(format)
-    options = {"file": True, "format": format, "runtime": runtime.name, "samples": parity.samples}
+    options = {"file": True, "format": format, "runtime": runtime.name, "samples": parity.samples, "outputs": list(outputs)}
     needs, files = _origin("data", data)
     return Step(
         "source",
@@ -260,18 +260,28 @@ def evaluate(
     memory_mb: int | None,
     task: str,
     reference: Need | None,
+    output: str | Fact | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Step:
-    """Scores and accuracy of one model on one runtime."""
+    """Scores and accuracy of one model on one runtime.
+
+    ``output`` names the class scores: runtimes sort outputs differently, so the first one of a file need not be the source's.
+    """
     options = {
         "runtime": runtime.name,
         "threads": threads,
         "memory_bytes": memory_mb * 1_000_000 if memory_mb else None,
         "task": task,
+        "classes": list(classes),
     }
+    derived = {"output": output} if isinstance(output, Fact) else {}
+    if isinstance(output, str):
+        options["output"] = output
     model_needs, model_files = _origin("model", model)
     data_needs, data_files = _origin("data", data)
     needs = {**model_needs, **data_needs} | ({"reference": reference} if reference else {})
-    return Step(id, "toolkit.measure.accuracy:run", options, needs=needs, files={**model_files, **data_files}, plugins=(runtime,))
+    files = {**model_files, **data_files}
+    return Step(id, "toolkit.measure.accuracy:run", options, needs=needs, files=files, plugins=(runtime,), derived=derived)
 
 
 def benchmark(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from toolkit.evidence import Finding, Report, Row, StageRecord, Verdict, show_metric, worst
+from toolkit.evidence import Finding, Report, Row, StageRecord, Verdict, show_metric, show_name, worst
 
 WHOLE_ROW = "row"
 
@@ -23,7 +23,7 @@ def source_line(report: Report) -> str:
     if source is None:
         return "float source: accuracy was not measured"
     where = f"{source.runtime} ({source.stand_in})" if source.stand_in else source.runtime
-    return f"float source: {source.metric.name.replace('_', ' ')} {show_metric(source.metric)} on {where}"
+    return f"float source: {show_name(source.metric.name)} {show_metric(source.metric)} on {where}"
 
 
 def stand_in_note(report: Report) -> str:

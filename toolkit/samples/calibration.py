@@ -22,9 +22,8 @@ def run(job: Job) -> Facts:
     """Chooses, checks and writes the folder ``calibration/``, without labels.
 
     Args:
-        job: Inputs are ``data`` (a folder that holds ``train/``) or ``samples`` (an ``.npz`` file or a folder of ``.npy`` files).
-            Options: ``samples`` (how many to take), ``min_samples``, ``selection`` (``stratified`` or ``random``), ``seed`` and
-            ``value_range`` (``[low, high]`` or ``None``).
+        job: Input is ``samples`` (an ``.npz`` file or a folder of ``.npy`` files). Options: ``samples`` (how many to take),
+            ``min_samples``, ``selection`` (``stratified`` or ``random``), ``seed`` and ``value_range`` (``[low, high]`` or ``None``).
 
     Returns:
         ``n``, ``selection``, ``per_class`` (by class index; empty without labels), ``sha256`` of the chosen rows, ``range``
@@ -35,7 +34,7 @@ def run(job: Job) -> Facts:
         ConfigError: The options contradict each other.
     """
     options = job.options
-    data = load(job.inputs["samples"] if "samples" in job.inputs else job.inputs["data"] / "train")
+    data = load(job.inputs["samples"])
     _check_available(data, options)
     check_dtypes(data)
     check_finite(data)

@@ -7,6 +7,7 @@ and ``expected/outputs/<name>.npy`` (``[n x ...]``).
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def run(job: Job) -> Facts:
         job: With option ``file``: inputs ``model`` and ``data``, options ``format`` and ``runtime``. Otherwise: inputs
             ``project``, ``data`` and perhaps ``weights`` (``.safetensors``), options ``factory`` and perhaps
             ``outputs``. ``data`` is a folder or file of samples; option ``samples`` says how many of them are recorded.
+
+    Returns:
+        ``format``, ``signature``, ``output`` (name of the first output in the source's own order, which later formats need not
+        keep; ``None`` for a file with several outputs of which none was named), ``made_by`` and ``versions``.
 
     Raises:
         ConfigError: The factory or the runtime does not exist, or no source takes what the factory returns.
@@ -88,6 +93,7 @@ def _take_file(job: Job, samples: Dataset) -> Facts:
     model, runtime = job.inputs["model"], plugins.get("runtimes", job.options["runtime"])
     plugins.require(runtime)
     format = intake.check_model(model, job.options.get("format"))
+    _whole(model, format)
     out = job.out / f"model.{format}"
     shutil.copyfile(model, out)
     session = runtime.open(out, threads=1)
@@ -100,10 +106,33 @@ def _take_file(job: Job, samples: Dataset) -> Facts:
     _record(expected, job.out)
     inputs = {spec.name: one_sample(samples, 0, session.signature)[spec.name] for spec in session.signature.inputs}
     signature = Signature(inputs=_specs(inputs), outputs=_specs(expected))
-    return {**_facts(format, signature, runtime), "made_by": "file"}
+    return {**_facts(format, signature, runtime), "output": _scores_of(signature, job.options.get("outputs") or ()), "made_by": "file"}
+
+
+def _scores_of(signature: Signature, named: Sequence[str]) -> str | None:
+    """Returns the output of a file that holds the class scores: as named, or its only one.
+
+    Some formats sort outputs by name, so that the first of several says nothing.
+    """
+    names = [spec.name for spec in signature.outputs]
+    if named and named[0] not in names:
+        hint = "name one of the outputs found in model.outputs"
+        raise InputRejected(f"the model has no output {named[0]!r}; found {', '.join(names)}", where="model.outputs", hint=hint)
+    if named:
+        return named[0]
+    return names[0] if len(names) == 1 else None
+
+
+def _whole(model: Path, format: str) -> None:
+    reader = plugins.find_reader(format)
+    if reader and not plugins.missing_modules(reader) and reader.read(model).details.get("external_data") == "yes":
+        hint = "save it as one file: onnx.save(onnx.load(path), other_path)"
+        raise InputRejected("keeps its weights in another file, which would be left behind", where=model.name, hint=hint)
 
 
 def _record(expected: dict[str, np.ndarray], out: Path) -> None:
+    if not expected:
+        raise InputRejected("the model has no outputs", where="outputs", hint="return at least one tensor")
     for name in expected:
         if not name or Path(name).name != name or "\\" in name:
             raise InputRejected(f"output name {name!r} cannot be a file name", where="outputs", hint="rename that output in the model")
@@ -115,4 +144,10 @@ def _specs(columns: Any) -> tuple[TensorSpec, ...]:
 
 
 def _facts(format: str, signature: Signature, plugin: Any) -> Facts:
-    return {"format": format, "signature": signature.model_dump(mode="json"), "made_by": plugin.name, "versions": plugins.versions(plugin)}
+    return {
+        "format": format,
+        "signature": signature.model_dump(mode="json"),
+        "output": signature.outputs[0].name,
+        "made_by": plugin.name,
+        "versions": plugins.versions(plugin),
+    }

@@ -19,6 +19,7 @@ from toolkit import pt2
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays, Source
+from toolkit.weights import load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +48,10 @@ class TorchSource:
         """Loads a ``.safetensors`` file into a freshly built model, if there is one, and puts it in inference mode.
 
         Raises:
-            InputRejected: The file is damaged, or its tensors are not exactly the model's.
+            InputRejected: The file is damaged, or its tensors are not exactly the model's, or not finite.
         """
         if weights is not None:
-            _load_weights(model, weights)
+            load_weights(model, weights)
         return model.eval()
 
     def capture(self, model: Any, examples: Arrays, out: Path, *, outputs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -161,6 +162,13 @@ def _name_outputs(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
         found = {name: value for name, value in result.items() if value is not None}
         if names and set(names) <= set(found):
             return _tensors({name: found[name] for name in names})
+        swapped = [name for place, name in enumerate(names) if name in found and list(found).index(name) != place]
+        if swapped:
+            raise InputRejected(
+                f"the model returns {list(found)}, so {swapped[0]!r} of the names {list(names)} would be given to another output",
+                where="outputs",
+                hint="name outputs that the model returns, or rename all of them",
+            )
     else:
         parts = list(result) if isinstance(result, tuple | list) else [result]
         found = {f"output_{place}": value for place, value in enumerate(parts)}
@@ -251,32 +259,3 @@ def _forget_origin(program: torch.export.ExportedProgram, sample: dict[str, torc
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
-
-
-def _load_weights(model: torch.nn.Module, weights: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(weights)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputRejected(
-            f"is not a readable safetensors file: {first_line(error)}", where=str(weights), hint="write it with safetensors"
-        ) from error
-    mismatches = _mismatches(model.state_dict(), found)
-    if mismatches:
-        hint = "build the model that these weights were saved from"
-        raise InputRejected(f"does not fit the model: {'; '.join(mismatches)}", where=str(weights), hint=hint)
-    model.load_state_dict(found, strict=False)
-
-
-def _mismatches(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
-    """Compares tensor by tensor; one that shares memory with a stored one may be missing, safetensors keeps only one of them."""
-    shared = {value.data_ptr() for name, value in wanted.items() if name in found and value.numel()}
-    lines = [f"{name} is missing" for name, value in wanted.items() if name not in found and not (value.numel() and value.data_ptr() in shared)]
-    lines += [f"{name} is not in the model" for name in found if name not in wanted]
-    for name in sorted(set(wanted) & set(found)):
-        have, want = found[name], wanted[name]
-        if (have.shape, have.dtype) != (want.shape, want.dtype):
-            lines.append(f"{name} is {list(have.shape)} {have.dtype}, expected {list(want.shape)} {want.dtype}")
-    return lines

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import InputRejected
+from toolkit.factory import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ _LISTED = 10
 
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:
-    """Loads starting weights into a model; every tensor must be there with its shape and dtype.
+    """Loads weights into a freshly built model; every tensor must be there with its shape and dtype.
 
     Args:
         model: The model, changed in place.
@@ -24,7 +25,6 @@ def load_weights(model: torch.nn.Module, file: Path) -> None:
     Raises:
         InputRejected: The file is damaged, a tensor is missing, unknown, of another shape or dtype, or not finite.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -32,14 +32,14 @@ def load_weights(model: torch.nn.Module, file: Path) -> None:
         found = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputRejected(
-            f"is not a readable safetensors file: {error}", where=str(file), hint="write it with safetensors.torch.save_file"
+            f"is not a readable safetensors file: {first_line(error)}", where=str(file), hint="write it with safetensors.torch.save_file"
         ) from error
     expected = model.state_dict()
     problems = _mismatches(expected, found)
     if problems:
         shown = "; ".join(problems[:_LISTED]) + (f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else "")
         raise InputRejected(f"{len(problems)} tensors do not fit the model: {shown}", where=str(file), hint=_hint(expected, found))
-    broken = [name for name, tensor in found.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in found.items() if _broken(tensor, expected[name])]
     if broken:
         raise InputRejected(f"tensor {broken[0]} has NaN or Inf ({len(broken)} such tensors)", where=str(file), hint="start from weights that work")
     model.load_state_dict(found, strict=False)  # compared above; strict would insist on both names of a shared tensor
@@ -78,6 +78,15 @@ def _mismatches(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.
 
 def _spec(tensor: torch.Tensor) -> str:
     return f"[{' x '.join(str(size) for size in tensor.shape)}] {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _broken(tensor: torch.Tensor, built: torch.Tensor) -> bool:
+    """Whether a value is NaN or Inf. An infinity that the model is built with may stay: a stored mask has some."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return False
+    return bool((~torch.isfinite(tensor) & (tensor != built.to(tensor.device))).any())
 
 
 def _hint(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
