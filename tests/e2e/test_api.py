@@ -147,6 +147,7 @@ def wrong(name, kind, says):
         wrong("no examples", errors.ConfigError, "needs example inputs"),
         wrong("not a model", errors.ConfigError, "cannot capture"),
         wrong("unknown format", errors.NoRoute, "no route converts pt2 to coreml"),
+        wrong("parity that cannot fail", errors.ConfigError, "expected a number of dB"),
         wrong("changed file", errors.InputRejected, "has changed since this artifact was made"),
     ],
 )
@@ -172,6 +173,7 @@ def test_mistakes_are_one_clear_error(made, live, images, held_out, mistake, kin
         "no examples": lambda: toolkit.export(live, format=exported.format, store=store),
         "not a model": lambda: toolkit.export(lambda x: x, samples, format=exported.format, store=store),
         "unknown format": lambda: toolkit.export(live, samples, format="coreml", store=store),
+        "parity that cannot fail": lambda: toolkit.export(live, samples, format=exported.format, min_sqnr_db=float("nan"), store=store),
         "changed file": lambda: toolkit.evaluate(stale, held_out, target=target, store=store),
     }
     with pytest.raises(kind) as caught:

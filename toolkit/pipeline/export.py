@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ def export(
         StageError: The framework failed.
     """
     check_name(name)
+    if not math.isfinite(min_sqnr_db):
+        raise ConfigError(
+            f"expected a number of dB, found {min_sqnr_db}", where="min_sqnr_db", hint="float routes measure 100 dB and more; 60 is usual"
+        )
     wanted = _Wanted(format, output, name, route, Parity(min_sqnr_db=min_sqnr_db), store, listener)
     if not isinstance(model, str | Path):
         return _from_object(model, example_inputs, tuple(output_names), wanted)
