@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from toolkit.evidence import Change, Evaluation, Finding, Latency, Metric, Report, Row, StageRecord, Verdict
+from toolkit.evidence import Evaluation, Finding, Report, Row, StageRecord, Verdict
+from toolkit.figures import Change, ClassChange, ColdStart, Flip, Flips, Latency, Memory, Metric, Roofline
 
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 
@@ -41,6 +42,32 @@ def accuracy(value: float, low: float, high: float, n: int = 900) -> Metric:
     return Metric(name="top1_accuracy", value=value, low=low, high=high, n=n)
 
 
+def everything() -> dict[str, object]:
+    """What can be measured about one artifact beyond accuracy, size and latency."""
+    auc = Metric(name="roc_auc", value=0.9987, low=0.9971, high=0.9995, n=900, method="DeLong")
+    moved = Change(metric="roc_auc", value=-0.0004, low=-0.0011, high=0.0002, n=900, method="DeLong")
+    cold = ColdStart(load_ms=1.84, load_low=1.71, load_high=2.05, first_ms=0.61, first_low=0.57, first_high=0.72, n=5)
+    peaks = {"float32": 31.2, "int8": 118.4}
+    floor = Roofline(macs=412_000, moved_bytes=61_400, peak_gmacs=peaks, bandwidth_gbs=11.9, floor_ms=0.0081, bound="memory", reached=0.098)
+    return {
+        "metrics": (accuracy(0.9556, 0.9401, 0.9672), auc),
+        "changes": (Change(value=-0.0044, low=-0.0102, high=0.0011, n=900, lost=6, gained=2), moved),
+        "classes": (
+            ClassChange(name="eight", n=87, reference=0.9540, candidate=0.9080, low=-0.1012, high=0.0021, lost=4, gained=0, p_value=0.625),
+            ClassChange(name="one", n=91, reference=0.9890, candidate=0.9890, low=-0.0401, high=0.0401),
+        ),
+        "flips": Flips(
+            count=9, n=900, listed=(Flip(sample=17, label=8, reference=8, candidate=3), Flip(sample=402, label=1, reference=7, candidate=1))
+        ),
+        "samples_digest": "c4" * 32,
+        "cold": cold,
+        "memory": Memory(
+            peak_bytes=2_310_144, resident_bytes=3_104_768, arena_bytes=41_472, weight_bytes=26_980, cap_bytes=64_000_000, cap="enforced", n=3
+        ),
+        "roofline": floor,
+    }
+
+
 def rows() -> tuple[Row, ...]:
     held = Finding(budget="max_size_bytes", verdict=PASS, reason="the file has 98,304 bytes (98.3 KB); allowed 50,000,000: holds")
     fast = Finding(
@@ -70,7 +97,10 @@ def rows() -> tuple[Row, ...]:
             metric=accuracy(0.9556, 0.9401, 0.9672),
             change=Change(value=-0.0044, low=-0.0102, high=0.0011, n=900, lost=6, gained=2),
             size_bytes=29_672,
-            latency_ms=latency(0.083, 0.102, 0.59),
+            latency_ms=latency(0.083, 0.102, 0.59).model_copy(
+                update={"ratio_low": 0.57, "ratio_high": 0.61, "noise": 0.021, "max_noise": 0.1, "rounds": 36}
+            ),
+            **everything(),
         ),
         row(
             "digits.static_wi8_ai8.onnx",
@@ -94,7 +124,7 @@ def sample_report() -> Report:
         "hint": "look into the stage's log with: edgekit log quantize:onnx:dynamic_wi8",
     }
     return Report(
-        schema=1,
+        schema=2,
         project="digits",
         verdict=FAIL,
         source=Evaluation(artifact="digits.pt2", runtime="torch", target="host", metric=accuracy(0.96, 0.9451, 0.9710)),

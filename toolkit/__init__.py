@@ -15,40 +15,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.artifact import Artifact, Manifest, Signature, TensorSpec
-    from toolkit.config import Budgets, Project, Recipe, Target
+    from toolkit.config import Project, Recipe, Target
     from toolkit.contents import Contents
     from toolkit.dataset import Dataset
     from toolkit.errors import ToolkitError
-    from toolkit.evidence import Benchmark, Change, Evaluation, Latency, Metric, Report, Row, Verdict
+    from toolkit.evidence import Benchmark, Envelope, Evaluation, Profile, Report, Row, Verdict
+    from toolkit.figures import Change, Latency, Metric
+    from toolkit.pipeline.baseline import load_baseline, update_baseline
     from toolkit.pipeline.doctor import Diagnosis, doctor
+    from toolkit.pipeline.envelope import envelope
     from toolkit.pipeline.export import export
     from toolkit.pipeline.finetune import Finetuned, finetune
+    from toolkit.pipeline.golden import check_golden, make_golden
     from toolkit.pipeline.init import init
     from toolkit.pipeline.inspect import inspect
     from toolkit.pipeline.measure import benchmark, check, evaluate
     from toolkit.pipeline.plan import Plan
+    from toolkit.pipeline.profile import profile
     from toolkit.pipeline.quantize import quantize
-    from toolkit.pipeline.run import Run, check_project, exit_code, run
+    from toolkit.pipeline.run import Run, check_project, exit_code, run, write_reports
     from toolkit.pipeline.run import plan_project as plan
+    from toolkit.pipeline.size import check_sizes
     from toolkit.pipeline.targets import targets
     from toolkit.store import Store
 
 _HOMES = {
     "toolkit.artifact": ("Artifact", "Manifest", "Signature", "TensorSpec"),
-    "toolkit.config": ("Budgets", "Project", "Recipe", "Target"),
+    "toolkit.config": ("Project", "Recipe", "Target"),
     "toolkit.contents": ("Contents",),
     "toolkit.dataset": ("Dataset",),
     "toolkit.errors": ("ToolkitError",),
-    "toolkit.evidence": ("Benchmark", "Change", "Evaluation", "Latency", "Metric", "Report", "Row", "Verdict"),
+    "toolkit.evidence": ("Benchmark", "Envelope", "Evaluation", "Profile", "Report", "Row", "Verdict"),
+    "toolkit.figures": ("Change", "Latency", "Metric"),
+    "toolkit.limits": ("Budgets",),
+    "toolkit.pipeline.baseline": ("load_baseline", "update_baseline"),
     "toolkit.pipeline.doctor": ("Diagnosis", "doctor"),
+    "toolkit.pipeline.envelope": ("envelope",),
     "toolkit.pipeline.export": ("export",),
     "toolkit.pipeline.finetune": ("Finetuned", "finetune"),
+    "toolkit.pipeline.golden": ("check_golden", "make_golden"),
     "toolkit.pipeline.init": ("init",),
     "toolkit.pipeline.inspect": ("inspect",),
     "toolkit.pipeline.measure": ("benchmark", "check", "evaluate"),
     "toolkit.pipeline.plan": ("Plan",),
+    "toolkit.pipeline.profile": ("profile",),
     "toolkit.pipeline.quantize": ("quantize",),
-    "toolkit.pipeline.run": ("Run", "check_project", "exit_code", "run", "plan_project"),
+    "toolkit.pipeline.run": ("Run", "check_project", "exit_code", "run", "plan_project", "write_reports"),
+    "toolkit.pipeline.size": ("check_sizes",),
     "toolkit.pipeline.targets": ("targets",),
     "toolkit.store": ("Store",),
 }
@@ -63,12 +76,14 @@ __all__ = [
     "Contents",
     "Dataset",
     "Diagnosis",
+    "Envelope",
     "Evaluation",
     "Finetuned",
     "Latency",
     "Manifest",
     "Metric",
     "Plan",
+    "Profile",
     "Project",
     "Recipe",
     "Report",
@@ -82,18 +97,26 @@ __all__ = [
     "Verdict",
     "benchmark",
     "check",
+    "check_golden",
     "check_project",
+    "check_sizes",
     "doctor",
+    "envelope",
     "evaluate",
     "exit_code",
     "export",
     "finetune",
     "init",
     "inspect",
+    "load_baseline",
+    "make_golden",
     "plan",
+    "profile",
     "quantize",
     "run",
     "targets",
+    "update_baseline",
+    "write_reports",
 ]
 
 

@@ -8,7 +8,7 @@ from toolkit.artifact import Signature, TensorSpec
 from toolkit.dataset import Dataset
 from toolkit.errors import InputRejected
 
-_CHUNK = 64  # samples looked at together: columns may be memory-mapped and larger than memory
+_CHUNK_BYTES = 16 << 20  # looked at together: columns may be memory-mapped and larger than memory
 
 
 def check_columns(data: Dataset, signature: Signature) -> None:
@@ -70,8 +70,9 @@ def _check_dtype(column: np.ndarray, spec: TensorSpec, where: str) -> None:
 def _check_finite(column: np.ndarray, name: str, where: str) -> None:
     if column.dtype.kind not in "fc":
         return
-    for start in range(0, len(column), _CHUNK):
-        chunk = np.asarray(column[start : start + _CHUNK])
+    rows = max(1, _CHUNK_BYTES // max(1, column[:1].nbytes))
+    for start in range(0, len(column), rows):
+        chunk = np.asarray(column[start : start + rows])
         bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
         if bad.any():
             raise InputRejected(

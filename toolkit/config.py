@@ -5,78 +5,37 @@ Every model here is strict: an unknown key is an error that names the nearest kn
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from toolkit.artifact import Frozen
 from toolkit.errors import ConfigError
+from toolkit.limits import NUMBER_PATTERN, Budgets, Count, Fraction, Number, Positive
+from toolkit.metrics import CLASSIFICATION, TASKS, scale
+from toolkit.mistakes import FACTORY_PATTERN, NAME_PATTERN, explain
 
 PROJECT_FILE = "edgekit.toml"
-Task = Literal["image-classification", "text-classification"]
+BASELINE_FILE = "edgekit-baseline.json"
+Task = Literal[
+    "image-classification",
+    "text-classification",
+    "audio-classification",
+    "image-segmentation",
+    "token-classification",
+    "text-generation",
+    "automatic-speech-recognition",
+]
 Scheme = Literal["float32", "float16", "dynamic_wi8", "weight_only_wi8", "static_wi8_ai8"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 
-def _fraction(value: Any) -> Any:
-    """Reads ``0.01``, ``"1%"`` or ``"1pp"`` as a fraction."""
-    if isinstance(value, str):
-        match = re.fullmatch(rf"\s*({_NUMBER})\s*(pp|%)\s*", value)
-        if not match:
-            raise ValueError('write a fraction such as 0.01, or percentage points such as "1pp"')
-        return float(match.group(1)) / 100
-    return value
-
-
-def _margin(value: Any) -> Any:
-    """Refuses a margin that can never be exceeded: 1 is meant as one percentage point more often than as everything."""
-    if value == 1 and not isinstance(value, bool | str):
-        raise ValueError('1 would allow any loss; for one percentage point write "1pp" or 0.01')
-    return _fraction(value)
-
-
-_NUMBER = r"\d+\.?\d*|\.\d+"
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Fraction = Annotated[Number, BeforeValidator(_fraction), Field(ge=0, le=1)]
-Margin = Annotated[Number, BeforeValidator(_margin), Field(ge=0, lt=1)]
-Positive = Annotated[Number, Field(gt=0)]
-Count = Annotated[int, Field(gt=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-FACTORY_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 FactoryName = Annotated[str, Field(pattern=FACTORY_PATTERN)]
-_PATTERNS = {
-    NAME_PATTERN: "begin with a letter or digit; go on with letters, digits, dots, dashes and underscores",
-    FACTORY_PATTERN: "write module:function, for example digits:build",
-}
-
-
-class Budgets(Frozen):
-    """Limits that the evidence is held against; an absent one is not checked.
-
-    Attributes:
-        min_accuracy: Lowest accuracy, as a fraction.
-        max_drop: Largest loss of accuracy against the float source, on the same samples; ``"1pp"`` or ``0.01``.
-        max_size_bytes: Largest model file.
-        max_size_ratio: Largest size of a quantized file over its float twin.
-        max_latency_p90_ms: Largest 90th percentile of one inference, in milliseconds, on whatever stands in for the target.
-    """
-
-    min_accuracy: Fraction | None = None
-    max_drop: Margin | None = None
-    max_size_bytes: Count | None = None
-    max_size_ratio: Positive | None = None
-    max_latency_p90_ms: Positive | None = None
-
-    def over(self, other: Budgets) -> Budgets:
-        """Returns these budgets, with the other's where these say nothing."""
-        return Budgets(**{**other.model_dump(exclude_none=True), **self.model_dump(exclude_none=True)})
 
 
 class Target(Frozen):
@@ -88,6 +47,7 @@ class Target(Frozen):
         runtime: Runtime plugin that executes models there.
         stand_in: What executes them here instead; every figure carries it.
         threads: Threads of one inference.
+        cpus: CPUs of this machine that an inference is pinned to while it is timed, by number; empty for no pinning.
         memory_mb: Memory an inference may use on top of the interpreter, in MB (10^6 bytes); ``None`` for no cap.
         instruction_set: The device's instruction set, for the record.
         schemes: Number formats that the runtime executes well there.
@@ -100,6 +60,7 @@ class Target(Frozen):
     runtime: str
     stand_in: str = "host cpu"
     threads: Count = 1
+    cpus: tuple[Annotated[int, Field(ge=0, strict=True)], ...] = ()
     memory_mb: Count | None = None
     instruction_set: str = ""
     schemes: tuple[Scheme, ...] = Field(default=SCHEMES, min_length=1)
@@ -234,15 +195,32 @@ class Parity(Frozen):
     min_sqnr_db: Number = 60.0
 
 
+class Metrics(Frozen):
+    """What is measured on the evaluation split.
+
+    Attributes:
+        primary: The metric that ``max_drop`` limits; the first of the task's by default.
+        positive: The class that matters where one class stands against the rest: its index or its name. By default class 1
+            of two classes; with more than two, average precision and sensitivity are left out.
+        specificity: The specificity at which sensitivity is measured.
+    """
+
+    primary: str | None = None
+    positive: Annotated[int, Field(ge=0, strict=True)] | str | None = None
+    specificity: Fraction = 0.95
+
+
 class Timing(Frozen):
     """How long to measure and how long to wait.
 
     Attributes:
         seconds: Timed seconds for each artifact.
+        max_noise: Above this difference of a model from itself (A/A), no latency verdict is given.
         stage_timeout_seconds: A stage that runs longer is ended.
     """
 
     seconds: Positive = 1.0
+    max_noise: Fraction = 0.1
     stage_timeout_seconds: Positive = 3600.0
 
 
@@ -268,6 +246,7 @@ class Project(Frozen):
     finetune: Finetune | None = None
     calibration: Calibration = Calibration()
     parity: Parity = Parity()
+    metrics: Metrics = Metrics()
     timing: Timing = Timing()
     budgets: Budgets = Budgets()
 
@@ -275,12 +254,35 @@ class Project(Frozen):
     def _consistent(self) -> Project:
         if self.finetune and self.model.file:
             raise ValueError("finetune needs model.factory; a model file is used as it is")
+        for name in ("max_size_ratio", "max_latency_ratio"):
+            if getattr(self.budgets, name) is not None and self.schemes == ("float32",):
+                raise ValueError(f"budgets.{name} compares with the float twin, and schemes has nothing else: it could never fail")
+        check_metrics(self.task, self.metrics, self.budgets)
+        if self.finetune and self.task not in CLASSIFICATION:
+            raise ValueError(f"finetune knows {', '.join(CLASSIFICATION)}; the task is {self.task}")
         if len(set(self.targets)) < len(self.targets) or len(set(self.schemes)) < len(self.schemes):
             raise ValueError("targets and schemes must not repeat")
         needs_train = self.finetune is not None or any(scheme.startswith("static") for scheme in self.schemes)
         if needs_train and self.data.eval and not self.data.train:
             raise ValueError("finetune and static schemes need data.train: calibration never touches the evaluation split")
         return self
+
+
+def check_metrics(task: str, metrics: Metrics, budgets: Budgets) -> None:
+    """Holds the names of metrics against the task, and the loss margin against the primary metric's scale.
+
+    Raises:
+        ValueError: One does not fit.
+    """
+    known = TASKS[task]
+    primary = metrics.primary or known[0]
+    for key, name in [("metrics.primary", primary), *((f"budgets.metrics.{name}", name) for name in budgets.metrics)]:
+        if name not in known:
+            raise ValueError(f"{key}: {name!r} is not measured for {task}; known: {', '.join(known)}")
+    if budgets.min_accuracy is not None and "top1_accuracy" not in known:
+        raise ValueError(f"budgets.min_accuracy limits top-1 accuracy, which {task} has not; write [budgets.metrics.{known[0]}]")
+    if budgets.max_drop is not None and scale(primary).better == "lower":
+        raise ValueError(f"budgets.max_drop does not limit {primary}, of which lower is better; write [budgets.metrics.{primary}] max_rise")
 
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -309,7 +311,7 @@ def parse(kind: type[Document], text: str, where: str, **given: Any) -> Document
     try:
         return kind.model_validate({**document, **given})
     except ValidationError as error:
-        raise _explain(kind, error, where) from error
+        raise explain(kind, error, where) from error
 
 
 def read_text(path: Path, what: str) -> str:
@@ -340,61 +342,14 @@ def load_project(path: Path) -> tuple[Project, Path]:
     return parse(Project, read_text(file, "project file"), str(file)), file.resolve().parent
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """Suggests the known word that looks most like a wrong one."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-
-
-def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
-    """Turns one validation problem into one sentence; the rest are counted.
-
-    An unknown key comes first: it is often the very reason why another one is missing.
-    """
-    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"unknown key {key!r}{more}", where=where, hint=nearest(path[-1], _keys_at(kind, path[:-1])))
-    if first["type"] == "missing":
-        return ConfigError(f"key {key!r} is missing{more}", where=where, hint="edgekit init writes a commented example")
-    message = _PATTERNS.get(first.get("ctx", {}).get("pattern", ""), first["msg"].removeprefix("Value error, "))
-    found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
-    return ConfigError(f"{key or 'document'}: {message}{found}{more}", where=where, hint=_remedy(first))
-
-
-def _remedy(problem: Mapping[str, Any]) -> str:
-    """What to write instead, where that can be guessed: a choice misspelt, or a percentage without its sign."""
-    value, context = problem["input"], problem.get("ctx", {})
-    if problem["type"] == "literal_error" and isinstance(value, str):
-        return nearest(value, re.findall(r"'([^']*)'", context["expected"]))
-    if 1 in (context.get("le"), context.get("lt")) and isinstance(value, float | int) and 1 < value < 100:
-        return f'write {value / 100:g} or "{value:g}%"'
-    return "see docs/configuration.md"
-
-
-def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
-    """Lists the keys that are known at a place in a document."""
-    for part in path:
-        field = kind.model_fields.get(part)
-        candidates = [field.annotation, *get_args(field.annotation)] if field else []
-        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not inner:
-            return []
-        kind = inner[0]
-    return [field.alias or name for name, field in kind.model_fields.items()]
-
-
 def make_budgets(given: dict[str, Any]) -> Budgets:
     """Makes budgets of values as people type them on a command line.
 
     Raises:
         ConfigError: A value does not fit.
     """
-    numbers = {name: float(value) if isinstance(value, str) and re.fullmatch(_NUMBER, value) else value for name, value in given.items()}
+    numbers = {name: float(value) if isinstance(value, str) and re.fullmatch(NUMBER_PATTERN, value) else value for name, value in given.items()}
     try:
         return Budgets.model_validate(numbers)
     except ValidationError as error:
-        raise _explain(Budgets, error, "budgets") from error
+        raise explain(Budgets, error, "budgets") from error

@@ -29,6 +29,29 @@ class Layer(Frozen):
     weight_bytes: int
 
 
+class Node(Frozen):
+    """One operator of the graph, in the order of the file.
+
+    Attributes:
+        name: The node's name in the file, or its first output's where nodes have no names.
+        operator: The operator's name in the format's own words.
+        layer: The layer of the user's model it comes from, for example ``features.3.conv.0``; empty where nothing tells.
+        outputs: Names of the tensors it computes.
+        macs: Multiply-accumulates of one inference at the file's own shapes, 1 for each free size; 0 for an operator that
+            multiplies nothing.
+        moved_bytes: Weights, inputs and outputs of the operator: what must be read or written once.
+        dtype: Element type that its arithmetic runs in: ``float32``, ``int8`` and so on.
+    """
+
+    name: str
+    operator: str
+    layer: str = ""
+    outputs: tuple[str, ...] = ()
+    macs: int = 0
+    moved_bytes: int = 0
+    dtype: str = "float32"
+
+
 class Contents(Frozen):
     """What is in a model file.
 
@@ -40,6 +63,8 @@ class Contents(Frozen):
         operators: How often each operator occurs.
         weight_bytes: Stored bytes of weights by element type.
         layers: Every operator that multiplies with weights.
+        nodes: Every operator of the main graph.
+        arena_bytes: Smallest arena that holds all computed tensors that live at the same time; ``None`` where sizes are free.
         details: Format-specific facts such as opset or producer.
     """
 
@@ -50,6 +75,8 @@ class Contents(Frozen):
     operators: dict[str, int]
     weight_bytes: dict[str, int]
     layers: tuple[Layer, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    arena_bytes: int | None = None
     details: dict[str, str] = Field(default_factory=dict)
 
     def _repr_html_(self) -> str:

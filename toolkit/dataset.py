@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.errors import InputRejected
+from toolkit.metrics import CLASSIFICATION, IGNORED
 
 LABEL = "label"
 ORDER = "columns.json"
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Dataset:
 
     Attributes:
         columns: Model inputs by name, ``[n x ...]``.
-        label: Class indices ``[n] int64``, or ``None``.
+        label: The answers: class indices ``[n] int64``; class indices or token ids for the parts of each sample ``[n x ...]`` of any
+            integer type, -100 where a part does not count; texts ``[n] str``; or ``None``.
         where: The file or folder it came from, for messages.
     """
 
@@ -98,18 +102,78 @@ def load(path: Path) -> Dataset:
 
 
 def as_label(label: np.ndarray, where: str) -> np.ndarray:
-    """Checks class indices and returns them as ``[n] int64``.
+    """Checks answers; class indices of whole samples are returned as ``[n] int64``, anything else as it is stored.
 
     Raises:
-        InputRejected: They are not whole numbers, not one per sample, or negative.
+        InputRejected: They are neither whole numbers nor one text per sample, or one is negative.
     """
     array = np.asarray(label)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputRejected(f"column 'label' must be [n] integers, found {list(array.shape)} {array.dtype}", where=where, hint="store class indices")
-    if len(array) and int(array.min()) < 0:
-        first = int(np.argmax(array < 0))
-        raise InputRejected(f"column 'label' has class index {array[first]} at sample {first}", where=where, hint="store class indices from 0")
-    return array.astype(np.int64, copy=False)
+    if array.dtype.kind == "U" and array.ndim == 1:
+        return array
+    if array.ndim < 1 or array.dtype.kind not in "iu":
+        found = f"{list(array.shape)} {array.dtype}"
+        raise InputRejected(
+            f"column 'label' must be whole numbers, or one text per sample, found {found}", where=where, hint="store class indices, or texts"
+        )
+    for start, rows in pieces(array):
+        wrong = (rows < 0) & (rows != IGNORED) if array.ndim > 1 else rows < 0
+        if wrong.any():
+            place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+            hint = f"store class indices from 0, and {IGNORED} where a part does not count" if array.ndim > 1 else "store class indices from 0"
+            raise InputRejected(f"column 'label' has class index {rows[place]} at sample {start + place[0]}", where=where, hint=hint)
+    return array.astype(np.int64, copy=False) if array.ndim == 1 else array
+
+
+def answers(data: Dataset, task: str) -> np.ndarray:
+    """Returns the labels of a data set that fit a task.
+
+    Raises:
+        InputRejected: It has none, or those of another kind of task.
+    """
+    axes, what = _ANSWERS[task]
+    if data.label is None:
+        hint = f"add label.npy with {what}, [{' x '.join(axes)}]"
+        raise InputRejected(f"has no column 'label', found {sorted(data.columns)}", where=data.where, hint=hint)
+    if data.label.ndim != len(axes) or (data.label.dtype.kind == "U") != (what == _TEXT):
+        raise InputRejected(
+            f"column 'label' is {list(data.label.shape)} {data.label.dtype}, expected {what}, [{' x '.join(axes)}]",
+            where=data.where,
+            hint=f"store the answers of {task}, or choose the task that the labels are for",
+        )
+    return data.label
+
+
+_TEXT = "one text per sample"
+_ONE_CLASS = (("n",), "one class index per sample")
+_ANSWERS = {
+    **dict.fromkeys(CLASSIFICATION, _ONE_CLASS),
+    "image-segmentation": (("n", "height", "width"), "one class index per pixel"),
+    "token-classification": (("n", "tokens"), "one class index per token"),
+    "text-generation": (("n", "tokens"), "one token id per token"),
+    "automatic-speech-recognition": (("n",), _TEXT),
+}
+
+
+def pieces(column: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields ``(first row, rows)`` a megabyte at a time, and lets go of the pages of a mapped file behind each."""
+    size = max(1, _PIECE_BYTES // max(1, column[:1].nbytes))
+    for start in range(0, len(column), size):
+        yield start, np.asarray(column[start : start + size])
+        release(column)
+
+
+def release(column: np.ndarray) -> None:
+    """Lets go of what was read from a mapped file, which otherwise counts as this process's memory; they can be read again.
+
+    Arrays that are not a read-only mapping are left alone, as is everything on systems without ``madvise``.
+    """
+    root: object = column
+    while isinstance(root, np.ndarray):
+        if isinstance(root, np.memmap) and root.mode != "r":
+            return
+        root = root.base
+    if isinstance(root, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        root.madvise(mmap.MADV_DONTNEED)
 
 
 def _rank(folder: Path) -> Callable[[str], tuple[int, str]]:

@@ -1,8 +1,7 @@
-"""Frozen measurements and verdicts: the vocabulary that measuring, checking and reporting share. No I/O happens here."""
+"""Verdicts and the records that carry them: the vocabulary that measuring, checking and reporting share. No I/O happens here."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, Literal
@@ -11,6 +10,25 @@ from pydantic import Field
 
 from toolkit import display
 from toolkit.artifact import Frozen
+from toolkit.figures import (
+    Change,
+    ClassChange,
+    ColdStart,
+    CurvePoint,
+    Flips,
+    Latency,
+    Memory,
+    Metric,
+    OperatorTime,
+    Roofline,
+    Variant,
+    latency_facts,
+    show_change,
+    show_latency,
+    show_metric,
+    show_name,
+    show_size,
+)
 
 
 class Verdict(StrEnum):
@@ -29,84 +47,6 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return Verdict.PASS if seen == {Verdict.PASS} else Verdict.INCONCLUSIVE
 
 
-class Metric(Frozen):
-    """A rate measured on samples, with its 95 % interval.
-
-    Attributes:
-        name: For example ``top1_accuracy``.
-        value: The measured value, 0..1.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        n: Number of samples.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{show_name(self.name)} {show_metric(self)}"
-
-
-class Change(Frozen):
-    """Candidate minus reference on the same samples, with its paired 95 % interval. Negative is a loss.
-
-    Attributes:
-        value: Difference of the two metrics, -1..1.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        n: Number of samples that both saw.
-        lost: Samples that only the reference got right.
-        gained: Samples that only the candidate got right.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    lost: int
-    gained: int
-
-    def __str__(self) -> str:
-        return f"{show_change(self)} n={self.n}, {self.lost} lost, {self.gained} gained"
-
-
-class Latency(Frozen):
-    """Time of one inference at batch size 1, in milliseconds, with 95 % intervals of the quantiles.
-
-    Attributes:
-        p50: Median.
-        p90: 90th percentile.
-        p50_low: Lower end of the median's interval.
-        p50_high: Upper end of the median's interval.
-        p90_low: Lower end of the 90th percentile's interval.
-        p90_high: Upper end of the 90th percentile's interval.
-        n: Number of timed inferences.
-        ratio_to_float: Median over the float model's median, interleaved in the same run; ``None`` without one.
-        ratio_low: Lower end of the ratio's interval.
-        ratio_high: Upper end of the ratio's interval.
-        stand_in: What the figure was measured on, when that is not the target itself.
-    """
-
-    p50: float
-    p90: float
-    p50_low: float
-    p50_high: float
-    p90_low: float
-    p90_high: float
-    n: int
-    ratio_to_float: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    stand_in: str = "host cpu"
-
-    def __str__(self) -> str:
-        ratio = f", {show_ratio(self)} of the baseline" if self.ratio_to_float is not None else ""
-        return f"p50 {show_p50(self)}, p90 {show_p90(self)}, n={self.n}{ratio}"
-
-
 class Evaluation(Frozen):
     """How right one artifact is on one runtime.
 
@@ -114,8 +54,13 @@ class Evaluation(Frozen):
         artifact: Name of the model file.
         runtime: The runtime that executed it.
         target: The target whose threads and memory cap were used.
-        metric: The metric with its interval.
-        change: Paired change against the reference; ``None`` when there was no reference.
+        metric: The primary metric with its interval.
+        change: Its paired change against the reference; ``None`` when there was no reference.
+        metrics: Every metric that was measured, the primary one first.
+        changes: Their paired changes against the reference.
+        classes: What happened to each class, the largest loss first; empty for tasks without classes.
+        flips: Samples that reference and candidate label differently; ``None`` without a reference.
+        samples_digest: Digest of the samples, by which a baseline knows them again.
         stand_in: What executed it, when that is not the target itself.
         cached: Whether the predictions came from the store.
     """
@@ -125,6 +70,11 @@ class Evaluation(Frozen):
     target: str
     metric: Metric
     change: Change | None = None
+    metrics: tuple[Metric, ...] = ()
+    changes: tuple[Change, ...] = ()
+    classes: tuple[ClassChange, ...] = ()
+    flips: Flips | None = None
+    samples_digest: str = ""
     stand_in: str = "host cpu"
     cached: bool = False
 
@@ -143,17 +93,79 @@ class Benchmark(Frozen):
         runtime: The runtime that executed it.
         target: The target whose threads were used.
         latency_ms: Quantiles of one inference at batch size 1.
+        cold: Load time and first inference in fresh processes; ``None`` when not measured.
+        memory: Memory of a fresh process; ``None`` when not measured.
+        roofline: The floor of this model on this CPU; ``None`` when its operators cannot be counted.
+        curve: Throughput by batch size and thread count; empty when not asked for.
     """
 
     artifact: str
     runtime: str
     target: str
     latency_ms: Latency
+    cold: ColdStart | None = None
+    memory: Memory | None = None
+    roofline: Roofline | None = None
+    curve: tuple[CurvePoint, ...] = ()
 
     def _repr_html_(self) -> str:
         latency = self.latency_ms
         facts = {"runtime": self.runtime, "target": f"{self.target} ({latency.stand_in})", **latency_facts(latency)}
         return display.facts_html(self.artifact, facts)
+
+
+class Profile(Frozen):
+    """Where the time of one inference goes, operator by operator.
+
+    Attributes:
+        artifact: Name of the model file.
+        runtime: The runtime that executed it.
+        target: The target whose threads were used.
+        operators: In the order of execution.
+        total_ms: Median over inferences of the sum of all operators' times.
+        latency_ms: Median of the same inferences without profiling, measured in turns with them.
+        n: Number of profiled inferences.
+        stand_in: What executed it, when that is not the target itself.
+    """
+
+    artifact: str
+    runtime: str
+    target: str
+    operators: tuple[OperatorTime, ...]
+    total_ms: float
+    latency_ms: float
+    n: int
+    stand_in: str = "host cpu"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.layer or "-", one.name, one.operator, one.kernel or "-", f"{one.p50_ms:.4f}", f"{one.share:.1%}") for one in self.operators]
+        return display.table_html(self.artifact, ("layer", "name", "operator", "kernel", "p50 ms", "share"), rows)
+
+
+class Envelope(Frozen):
+    """How far one model file's outputs move when only the way of executing it changes.
+
+    Attributes:
+        artifact: Name of the model file.
+        runtime: The runtime that executed it.
+        target: The target whose settings are the default way.
+        variants: Every other way that was tried, and those that could not be.
+        flips: Samples that any of them labels differently.
+        max_abs: Largest difference of any of them, by output name.
+        n: Number of samples.
+    """
+
+    artifact: str
+    runtime: str
+    target: str
+    variants: tuple[Variant, ...]
+    flips: int
+    max_abs: dict[str, float]
+    n: int
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, str(one.flips), ", ".join(f"{name} {gap:.3g}" for name, gap in one.max_abs.items()), one.note) for one in self.variants]
+        return display.table_html(self.artifact, ("variant", "flips", "max |difference|", "note"), rows)
 
 
 class Finding(Frozen):
@@ -181,9 +193,17 @@ class Row(Frozen):
         target: The target's name.
         stand_in: What executed it, when that is not the target itself.
         size_bytes: Size of the model file; ``None`` when there is no file.
-        metric: Accuracy with interval; ``None`` when it could not be measured.
-        change: Paired change against the float source.
+        metric: The primary metric with interval; ``None`` when it could not be measured.
+        change: Its paired change against the float source.
+        metrics: Every metric that was measured, the primary one first.
+        changes: Their paired changes against the float source.
+        classes: What happened to each class, the largest loss first.
+        flips: Samples that float source and artifact label differently.
+        samples_digest: Digest of the evaluation samples, by which a baseline knows them again.
         latency_ms: Latency at batch size 1.
+        cold: Load time and first inference in fresh processes.
+        memory: Memory of a fresh process.
+        roofline: The floor of this model on this CPU.
         cached: Whether every deterministic stage behind this row came from the store.
         verdict: The worst of the findings, or *fail* when a stage failed.
         reason: One sentence that explains the verdict.
@@ -199,7 +219,15 @@ class Row(Frozen):
     size_bytes: int | None = None
     metric: Metric | None = None
     change: Change | None = None
+    metrics: tuple[Metric, ...] = ()
+    changes: tuple[Change, ...] = ()
+    classes: tuple[ClassChange, ...] = ()
+    flips: Flips | None = None
+    samples_digest: str = ""
     latency_ms: Latency | None = None
+    cold: ColdStart | None = None
+    memory: Memory | None = None
+    roofline: Roofline | None = None
     cached: bool = False
     verdict: Verdict
     reason: str
@@ -237,7 +265,7 @@ class Report(Frozen):
         environment: CPU, system and versions that the figures were taken with.
     """
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     project: str
     verdict: Verdict
     source: Evaluation | None = None
@@ -247,10 +275,14 @@ class Report(Frozen):
 
     def _repr_html_(self) -> str:
         rows = [(*table_row(row), "" if row.verdict is Verdict.PASS else row.reason) for row in self.rows]
-        return display.table_html(f"{self.project}: {self.verdict}", (*TABLE_HEADER, "reason"), rows)
+        return display.table_html(f"{self.project}: {self.verdict}", (*table_header(self.rows), "reason"), rows)
 
 
-TABLE_HEADER = ("artifact", "runtime", "target", "size", "accuracy [95 %]", "change [95 %]", "p50 / p90 ms", "verdict")
+def table_header(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Names the columns of :func:`table_row`; the metric's is called after what was measured."""
+    names = {row.metric.name for row in rows if row.metric}
+    metric = show_name(names.pop()) if len(names) == 1 else "metric"
+    return ("artifact", "runtime", "target", "size", f"{metric} [95 %]", "change [95 %]", "p50 / p90 ms", "verdict")
 
 
 def table_row(row: Row) -> tuple[str, ...]:
@@ -265,54 +297,3 @@ def table_row(row: Row) -> tuple[str, ...]:
         show_latency(row.latency_ms) if row.latency_ms else "-",
         str(row.verdict),
     )
-
-
-def show_size(size_bytes: int | None) -> str:
-    """Formats a size in KB or MB (powers of ten)."""
-    if size_bytes is None:
-        return "-"
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} KB"
-
-
-def show_name(name: str) -> str:
-    """Spells a metric's name for people: ``top1_accuracy`` is top-1 accuracy."""
-    return re.sub(r"^top(?=\d)", "top-", name).replace("_", " ")
-
-
-def show_metric(metric: Metric) -> str:
-    """Formats a rate as a percentage with interval and sample count."""
-    return f"{metric.value:.2%} [{metric.low:.2%}, {metric.high:.2%}] n={metric.n}"
-
-
-def show_change(change: Change) -> str:
-    """Formats a change in percentage points with its interval."""
-    return f"{change.value * 100:+.2f} pp [{change.low * 100:+.2f}, {change.high * 100:+.2f}]"
-
-
-def show_latency(latency: Latency) -> str:
-    """Formats median and 90th percentile."""
-    return f"{latency.p50:.3f} / {latency.p90:.3f}"
-
-
-def show_p50(latency: Latency) -> str:
-    """Formats the median with unit and interval."""
-    return f"{latency.p50:.4f} ms [{latency.p50_low:.4f}, {latency.p50_high:.4f}]"
-
-
-def show_p90(latency: Latency) -> str:
-    """Formats the 90th percentile with unit and interval."""
-    return f"{latency.p90:.4f} ms [{latency.p90_low:.4f}, {latency.p90_high:.4f}]"
-
-
-def show_ratio(latency: Latency) -> str:
-    """Formats the ratio of the medians, with its interval where there is one."""
-    if latency.ratio_to_float is None:
-        return "-"
-    interval = f" [{latency.ratio_low:.2f}, {latency.ratio_high:.2f}]" if latency.ratio_low is not None and latency.ratio_high is not None else ""
-    return f"{latency.ratio_to_float:.2f}{interval}"
-
-
-def latency_facts(latency: Latency) -> dict[str, str]:
-    """Names every figure of a latency, for a list of facts."""
-    facts = {"p50": show_p50(latency), "p90": show_p90(latency), "inferences": f"{latency.n:,}"}
-    return facts if latency.ratio_to_float is None else {**facts, "median / baseline": show_ratio(latency)}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -147,11 +148,42 @@ class Session(Protocol):
         """Runs one batch. The arrays' dtypes and shapes must fit the signature."""
 
 
+@dataclass(frozen=True)
+class Event:
+    """One operator's time in one inference.
+
+    Attributes:
+        name: The operator's name as the runtime reports it.
+        operator: Its kind, in the format's own words.
+        kernel: What executed it; empty where the runtime does not say.
+        ms: Time spent, in milliseconds.
+        nodes: Names of the nodes, or of their output tensors, that it stands for in the file; empty where nothing tells.
+    """
+
+    name: str
+    operator: str
+    kernel: str
+    ms: float
+    nodes: tuple[str, ...] = ()
+
+
+class ProfiledSession(Session, Protocol):
+    """A session that records the time of every operator."""
+
+    def events(self) -> list[list[Event]]:
+        """Ends the recording and returns the events of each ``run``, in order."""
+
+
 class Runtime(Plugin, Protocol):
     """Loads and runs model files.
 
     Attributes:
         formats: Formats it executes.
+
+    A runtime may also have ``open_profiled(model, *, threads)``, which returns a :class:`ProfiledSession`; and ``variants``,
+    names of other ways to execute the same file (another optimisation level, another delegate), with
+    ``open_variant(model, *, threads, variant)``, which opens a session that uses one of them; and ``peak_gmacs(threads)``, which
+    measures the multiply-accumulates a second its best kernels reach here, in 10^9 by element type.
     """
 
     formats: tuple[str, ...]

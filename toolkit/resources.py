@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.config import Recipe, Target, nearest, parse, read_text
+from toolkit.config import Recipe, Target, parse, read_text
 from toolkit.errors import ConfigError, SetupError
+from toolkit.mistakes import nearest
 
 
 def target_names() -> list[str]:

@@ -33,7 +33,7 @@ def held_out(digits, tmp_path_factory):
     ("old", "new", "says"),
     [
         ("max_size_ratio = 0.35", "max_size_ratio = 0.01", "0.01"),
-        ("min_accuracy = 0.95", "min_accuracy = 1.0\nmax_latency_p90_ms = 0.0000001", "host cpu"),
+        ("min_accuracy = 0.95", "min_accuracy = 0.9999\nmax_latency_p90_ms = 0.0001", "host cpu"),
     ],
 )
 def test_a_broken_budget_is_1(digits, variant, old, new, says):

@@ -23,7 +23,8 @@ from toolkit.cli import progress
 from toolkit.cli.common import TaskName
 from toolkit.dataset import load
 from toolkit.errors import ConfigError, InputRejected
-from toolkit.evidence import Benchmark, Change, Metric, StageRecord
+from toolkit.evidence import Benchmark, StageRecord
+from toolkit.figures import Change, Metric
 from toolkit.report import wording
 
 ROOT = Path(__file__).parents[2]

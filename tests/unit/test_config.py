@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from toolkit import resources
-from toolkit.config import Budgets, Project, Target, load_project, make_budgets, parse
+from toolkit.config import Project, Target, load_project, make_budgets, parse
 from toolkit.errors import ConfigError
+from toolkit.limits import Budgets
+from toolkit.metrics import TASKS
 
 ROOT = Path(__file__).parents[2]
 GOOD = """
@@ -30,7 +32,7 @@ def test_defaults():
     assert project.budgets == Budgets()
 
 
-@pytest.mark.parametrize(("written", "read"), [('"1pp"', 0.01), ('"0.5 pp"', 0.005), ('"2%"', 0.02), ("0.03", 0.03), ("0", 0.0)])
+@pytest.mark.parametrize(("written", "read"), [('"1pp"', 0.01), ('"0.5 pp"', 0.005), ('"2%"', 0.02), ("0.03", 0.03)])
 def test_fractions(written, read):
     project = parse(Project, GOOD + f"[budgets]\nmax_drop = {written}\n", "edgekit.toml")
     assert project.budgets.max_drop == pytest.approx(read)
@@ -84,7 +86,7 @@ def test_shipped_targets_and_recipes_are_read():
     for name in resources.target_names():
         assert resources.load_target(name).stand_in == "host cpu"
     tasks = {resources.load_recipe(name).task for name in resources.recipe_names()}
-    assert tasks == {"image-classification", "text-classification"}
+    assert tasks == set(TASKS)
 
 
 def test_a_target_by_path_and_an_unknown_one(tmp_path):
@@ -101,8 +103,14 @@ def test_a_target_by_path_and_an_unknown_one(tmp_path):
 
 def test_budgets_of_a_project_come_before_those_of_a_target():
     project = Budgets(max_drop=0.01)
-    target = Target(name="t", runtime="litert", budgets=Budgets(max_drop=0.05, max_size_bytes=10))
-    assert project.over(target.budgets) == Budgets(max_drop=0.01, max_size_bytes=10)
+    target = Target(name="t", runtime="litert", budgets=Budgets(max_drop=0.05, max_size_bytes=1000))
+    assert project.over(target.budgets) == Budgets(max_drop=0.01, max_size_bytes=1000)
+
+
+def test_single_limits_of_a_metric_come_before_those_of_a_target():
+    project = Budgets(metrics={"roc_auc": {"min": 0.9}})
+    target = Budgets(metrics={"roc_auc": {"min": 0.5, "max_drop": 0.1}, "macro_f1": {"min": 0.8}})
+    assert project.over(target) == Budgets(metrics={"roc_auc": {"min": 0.9, "max_drop": 0.1}, "macro_f1": {"min": 0.8}})
 
 
 def test_budgets_of_a_command_line():

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from toolkit.dataset import Dataset, as_label, load
+from toolkit.dataset import Dataset, answers, as_label, load, pieces, release
 from toolkit.errors import InputRejected
 
 
@@ -80,10 +80,57 @@ def test_malformed_columns_are_refused(columns, label, message):
         Dataset(columns, label)
 
 
-@pytest.mark.parametrize("label", [np.array([0.0, 1.0]), np.array([[0], [1]]), np.array(["a", "b"]), np.array([0, -1])])
-def test_labels_must_be_class_indices(label):
-    with pytest.raises(InputRejected, match="label"):
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (np.array([0.0, 1.0]), r"must be whole numbers, or one text per sample, found \[2\] float64"),
+        (np.array([["a"], ["b"]]), r"found \[2, 1\] <U1"),
+        (np.array([b"a", b"b"]), r"found \[2\] \|S1"),
+        (np.array(3), r"found \[\] int64"),
+        (np.array([0, -1]), "class index -1 at sample 1"),
+        (np.array([0, -100]), "class index -100 at sample 1"),
+        (np.array([[0, -100], [1, 1], [-3, 0]]), "class index -3 at sample 2"),
+    ],
+)
+def test_labels_must_be_class_indices_or_texts(label, words):
+    with pytest.raises(InputRejected, match=words) as caught:
         as_label(label, "here")
+    assert "column 'label'" in caught.value.message and caught.value.where == "here"
+
+
+@pytest.mark.parametrize("label", [np.array([[0, -100]] * 5, np.int16), np.zeros((5, 2, 2), np.uint8), np.array(["ab", "", "c", "d", "é"])])
+def test_labels_of_parts_and_texts_are_kept_as_they_are(tmp_path, label):
+    Dataset(example().columns, label).write(tmp_path)
+    found = load(tmp_path).label
+    assert found.dtype == label.dtype
+    np.testing.assert_array_equal(found, label)
+
+
+def test_a_task_is_told_what_is_wrong_with_its_labels():
+    assert answers(example(), "image-classification") is not None
+    with pytest.raises(InputRejected, match=r"column 'label' is \[5\] int64, expected one class index per pixel, \[n x height x width\]"):
+        answers(example(), "image-segmentation")
+    with pytest.raises(InputRejected, match=r"has no column 'label', found \['a', 'b'\]") as caught:
+        answers(Dataset(example().columns), "automatic-speech-recognition")
+    assert caught.value.hint == "add label.npy with one text per sample, [n]"
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_pieces_are_all_rows_in_order(tmp_path, monkeypatch, mapped):
+    monkeypatch.setattr("toolkit.dataset._PIECE_BYTES", 100)
+    example(40).write(tmp_path)
+    column = load(tmp_path).columns["b"] if mapped else example(40).columns["b"]
+    found = list(pieces(column))
+    assert [start for start, _ in found] == list(range(0, 40, 4))
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in found]), example(40).columns["b"])
+
+
+def test_what_was_changed_in_a_private_mapping_is_not_let_go(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(5000))
+    column = np.load(tmp_path / "x.npy", mmap_mode="c")
+    column[:] = 1
+    release(column[10:])
+    assert column.sum() == 5000
 
 
 def test_damaged_files_are_refused_and_never_unpickled(tmp_path):

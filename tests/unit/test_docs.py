@@ -12,19 +12,28 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer.main
 
 import toolkit
 from tests.reports import sample_report
-from toolkit import config, errors, resources
+from toolkit import config, errors, limits, metrics, resources
 from toolkit.cli import app
 from toolkit.report import json as report_json
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")])
 COMMANDS = typer.main.get_command(app).commands
+
+
+def options_of(command) -> set[str]:
+    """Every flag of a verb, and of the verbs below it."""
+    below = getattr(command, "commands", {}).values()
+    return {flag for option in command.params for flag in option.opts}.union(*map(options_of, below))
+
+
 TABLES = {
     "Project: top level": config.Project,
     "Project: `[data]`": config.Data,
@@ -32,8 +41,10 @@ TABLES = {
     "Project: `[finetune]`": config.Finetune,
     "Project: `[calibration]`": config.Calibration,
     "Project: `[parity]`": config.Parity,
+    "Project: `[metrics]`": config.Metrics,
     "Project: `[timing]`": config.Timing,
-    "Project: `[budgets]`": config.Budgets,
+    "Project: `[budgets]`": limits.Budgets,
+    "Project: `[budgets.metrics.NAME]`": limits.MetricBudget,
     "Target: top level": config.Target,
     "Recipe: top level": config.Recipe,
 }
@@ -132,6 +143,14 @@ def test_configuration_names_every_choice():
     assert all(f"`{scheme}`" in page for scheme in config.SCHEMES)
 
 
+def test_configuration_lists_every_task_with_its_metrics():
+    table = rows(sections(prose(read("docs/configuration.md")))["Tasks and metrics"])
+    listed = {task: tuple(re.findall(r"`(\w+)`", cells[1])) for cells in table for task in re.findall(r"`([\w-]+)`", cells[0])}
+    assert listed == metrics.TASKS
+    assert set(get_args(config.Task)) == set(metrics.TASKS)
+    assert {name for names in metrics.TASKS.values() for name in names} == set(metrics.METRICS)
+
+
 BASE = {
     "name": "x",
     "task": "image-classification",
@@ -170,13 +189,13 @@ def test_commands_have_the_flags_that_pages_give_them(page):
     for verb, *arguments in commands(page.read_text(encoding="utf-8")):
         if verb.startswith("-"):
             continue
-        known = {flag for option in COMMANDS[verb].params for flag in option.opts}
+        known = options_of(COMMANDS[verb])
         given = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
         assert given <= known, f"edgekit {verb}: {sorted(given - known)}"
 
 
 def test_code_spans_name_no_unknown_flag():
-    known = {flag for command in COMMANDS.values() for option in command.params for flag in option.opts} | {"--version", "--help"}
+    known = set().union(*map(options_of, COMMANDS.values())) | {"--version", "--help"}
     for page in ("README.md", "docs/ci.md", "docs/errors.md", "docs/report.md", "docs/calibration.md"):
         for flag in re.findall(r"`(--[a-z0-9-]+)", read(page)):
             assert flag in known, f"{page}: {flag}"

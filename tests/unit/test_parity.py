@@ -10,7 +10,7 @@ from toolkit.artifact import Signature, TensorSpec
 from toolkit.errors import InputRejected, ParityFailed
 from toolkit.job import Job
 from toolkit.measure import parity
-from toolkit.measure.statistics import sqnr_db
+from toolkit.stats.signal import sqnr_db
 
 N = 7
 

@@ -17,9 +17,9 @@ from tests.reports import FAIL, INCONCLUSIVE, PASS, sample_report
 from toolkit.evidence import Report, StageRecord
 from toolkit.report import chart, html, json, junit, markdown, text
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "report-1.schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "report-2.schema.json"
 HOSTILE = "<script>alert(1)</script>|`'\"&\x1b[31m\x00\x08\udc80\u202e@everyone.float32.tflite"
-EMPTY = Report(schema=1, project="nothing", verdict=PASS, rows=())
+EMPTY = Report(schema=2, project="nothing", verdict=PASS, rows=())
 
 
 def hostile_report() -> Report:
@@ -53,7 +53,7 @@ def test_json_round_trip():
 def test_json_has_the_promised_names():
     document = plain_json.loads(json.render(sample_report()))
     row = document["rows"][1]
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["verdict"] == "fail"
     assert {"artifact", "format", "scheme", "runtime", "target", "size_bytes", "cached", "verdict", "reason"} <= row.keys()
     assert {"name", "value", "low", "high", "n"} <= row["metric"].keys()
@@ -63,14 +63,14 @@ def test_json_has_the_promised_names():
 
 def test_published_schema_is_the_current_one_and_fits():
     published = plain_json.loads(SCHEMA.read_text(encoding="utf-8"))
-    assert published == json.schema(), "regenerate docs/schemas/report-1.schema.json from toolkit.report.json.schema()"
+    assert published == json.schema(), "regenerate docs/schemas/report-2.schema.json from toolkit.report.json.schema()"
     jsonschema.Draft202012Validator.check_schema(published)
     validator = jsonschema.Draft202012Validator(published)
     for report in (sample_report(), EMPTY):
         validator.validate(plain_json.loads(json.render(report)))
 
 
-@pytest.mark.parametrize("damage", [{"schema": 2}, {"schema": None}, {"verdict": "maybe"}, {"rows": [{}]}, {"extra": 1}])
+@pytest.mark.parametrize("damage", [{"schema": 1}, {"schema": None}, {"verdict": "maybe"}, {"rows": [{}]}, {"extra": 1}])
 def test_schema_and_parser_refuse_the_same_damage(damage):
     document = {
         key: value for key, value in (plain_json.loads(json.render(sample_report())) | damage).items() if key != "schema" or value is not None
@@ -190,8 +190,8 @@ def cells(line: str) -> int:
 def test_markdown_tables_have_equal_columns_and_no_markup_from_outside(make):
     written = markdown.render(make())
     tables = re.findall(r"(?:^\|.*\n?)+", written, flags=re.MULTILINE)
-    assert len(tables) == 3
-    assert [len({cells(line) for line in table.strip().split("\n")}) for table in tables] == [1, 1, 1]
+    assert len(tables) == 4
+    assert [len({cells(line) for line in table.strip().split("\n")}) for table in tables] == [1, 1, 1, 1]
     assert cells(tables[0].split("\n")[0]) == 8
     prose = re.sub(r"^(`{3,})text\n.*?\n\1$|(?<!\\)`[^`\n]*`", "", written, flags=re.MULTILINE | re.DOTALL)
     assert "<script" not in prose
@@ -200,7 +200,7 @@ def test_markdown_tables_have_equal_columns_and_no_markup_from_outside(make):
 
 def test_markdown_fence_is_longer_than_any_in_the_message():
     stage = StageRecord(step="convert:onnx", status="failed", error={"message": "```\n# not a heading\n```", "where": "", "hint": ""})
-    written = markdown.render(Report(schema=1, project="p", verdict=FAIL, rows=(), stages=(stage,)))
+    written = markdown.render(Report(schema=2, project="p", verdict=FAIL, rows=(), stages=(stage,)))
     assert "````text\n```\n# not a heading\n```\n````" in written
 
 

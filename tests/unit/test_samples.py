@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolkit import resources
 from toolkit.dataset import Dataset, load
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.job import Job
+from toolkit.metrics import CLASSIFICATION, TASKS
 from toolkit.samples import calibration, splits
 
 
@@ -280,3 +282,53 @@ def test_masks_of_ones_beside_token_ids_are_fine(tmp_path):
     generator = np.random.default_rng(0)
     split = {"ids": generator.integers(0, 99, (20, 8)), "mask": np.ones((20, 8), np.int64), "label": np.arange(20) % 2}
     assert run_calibration(tmp_path, split)[0]["range"]["mask"] == [1, 1]
+
+
+PIXELS = np.array([[[0, 2], [2, -100]]] * 4 + [[[1, 1], [0, 0]]] * 3)
+TEXTS = np.array(["one", "two words", "", "four", "five", "six", "seven"])
+
+
+def test_parts_of_samples_are_counted_by_class(tmp_path):
+    facts = run_splits(tmp_path, {**columns(7), "label": PIXELS}, task="image-segmentation", classes=["a", "b", "c", "d"])
+    assert facts["per_class"] == {"eval": {"a": 10, "b": 6, "c": 8, "d": 0}}
+    assert (facts["classes"], facts["notes"]) == (4, ["class 'd' has no evaluation samples"])
+    np.testing.assert_array_equal(load(tmp_path / "out" / "eval").label, PIXELS)
+
+
+@pytest.mark.parametrize("label", [TEXTS, np.arange(7 * 200).reshape(7, 200)])
+def test_texts_and_token_ids_have_no_classes(tmp_path, label):
+    facts = run_splits(tmp_path, {**columns(7), "label": label})
+    assert (facts["classes"], facts["class_names"], facts["per_class"], facts["notes"]) == (0, [], {}, [])
+    np.testing.assert_array_equal(load(tmp_path / "out" / "eval").label, label)
+
+
+def test_symbols_of_a_text_are_no_classes_of_samples(tmp_path):
+    facts = run_splits(tmp_path, {**columns(7), "label": TEXTS}, task="automatic-speech-recognition", classes=["<pad>", "|", "a"])
+    assert (facts["classes"], facts["class_names"], facts["per_class"]) == (3, ["<pad>", "|", "a"], {})
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "message"),
+    [
+        (PIXELS, "image-classification", r"column 'label' is \[7, 2, 2\] int64, expected one class index per sample, \[n\]"),
+        (TEXTS, "text-classification", r"column 'label' is \[7\] <U9, expected one class index per sample, \[n\]"),
+        (PIXELS, "image-segmentation", r"column 'label' has 2 in sample 0, expected 0\.\.1 \(4 such samples\)"),
+    ],
+)
+def test_labels_of_another_task_or_beyond_its_classes_are_refused(tmp_path, label, task, message):
+    with pytest.raises(InputRejected, match=message):
+        run_splits(tmp_path, {**columns(7), "label": label}, task=task, classes=["a", "b"])
+
+
+@pytest.mark.parametrize(("label", "counts"), [(PIXELS, {"0": 10, "1": 6, "2": 8}), (TEXTS, {})])
+def test_samples_without_one_class_each_are_calibrated_at_random(tmp_path, label, counts):
+    facts, chosen = run_calibration(tmp_path, {**columns(7), "label": label}, samples=7)
+    assert (facts["selection"], facts["per_class"], chosen.label) == ("random", counts, None)
+    assert facts["notes"] == ["samples have not one class each: rows are chosen at random instead of class by class"]
+
+
+def test_every_task_has_a_recipe():
+    assert set(resources.recipe_names()) == set(TASKS)
+    for task in TASKS:
+        recipe = resources.load_recipe(task)
+        assert (recipe.task, recipe.selection) == (task, "stratified" if task in CLASSIFICATION else "random")

@@ -1,4 +1,4 @@
-"""Intervals against scipy, published examples and exact coverage by enumeration."""
+"""Intervals and tests against scipy, statsmodels, published examples and exact enumeration; their coverage is in test_simulations."""
 
 import math
 from itertools import product
@@ -6,14 +6,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from toolkit.measure.statistics import (
-    finite_db,
-    median_ratio_interval,
-    paired_difference_interval,
-    proportion_interval,
-    quantile_interval,
-    sqnr_db,
-)
+from toolkit.stats import resampling
+from toolkit.stats.proportions import holm, independent_difference_interval, mcnemar_p, paired_difference_interval, proportion_interval
+from toolkit.stats.quantiles import quantile_interval
+from toolkit.stats.resampling import bca_interval, block_quantile_interval
+from toolkit.stats.signal import finite_db, sqnr_db
 
 
 @pytest.mark.parametrize(
@@ -26,6 +23,12 @@ def test_proportion_interval_is_scipys_wilson_interval(k, n, level):
     assert proportion_interval(k, n, level) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 20), (7, 10), (20, 20), (1234, 2000)])
+def test_proportion_interval_is_statsmodels_wilson_interval(k, n):
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    assert proportion_interval(k, n) == pytest.approx(proportion.proportion_confint(k, n, method="wilson"), abs=1e-12)
+
+
 @pytest.mark.parametrize(("k", "n"), [(1, 0), (3, 2), (-1, 4)])
 def test_proportion_interval_refuses_impossible_counts(k, n):
     with pytest.raises(ValueError, match="cannot judge"):
@@ -36,6 +39,12 @@ def test_paired_interval_gives_the_published_thallium_example():
     """Altman et al., "Statistics with Confidence" (2000), table 6.2: 14, 5, 0, 22 gives a difference of 0.122, 95 % 0.011 to 0.226."""
     value, low, high = paired_difference_interval(both=14, lost=0, gained=5, neither=22)
     assert (round(value, 3), round(low, 3), round(high, 3)) == (0.122, 0.011, 0.226)
+
+
+def test_paired_interval_gives_the_published_airway_example():
+    """Fagerland, Lydersen and Laake, Statistics in Medicine 33:2850 (2014), 21 children: 1, 1, 7, 12; Newcombe's interval -0.507 to -0.026."""
+    value, low, high = paired_difference_interval(both=1, lost=7, gained=1, neither=12)
+    assert (round(value, 3), round(low, 3), round(high, 3)) == (-0.286, -0.507, -0.026)
 
 
 def test_paired_interval_mirrors_when_the_models_change_places():
@@ -77,6 +86,58 @@ def test_paired_interval_covers_the_true_difference_in_exact_enumeration(shares)
     assert 0.93 <= covered <= 0.995  # the paper finds the method a little conservative
 
 
+def rate(k, n):
+    return (k / n, *proportion_interval(k, n))
+
+
+def test_independent_difference_gives_the_published_example():
+    """Newcombe, Statistics in Medicine 17:873 (1998), table II, example (a): 56/70 less 48/80, method 10: 0.0524 to 0.3339."""
+    value, low, high = independent_difference_interval(rate(56, 70), rate(48, 80))
+    assert (round(value, 4), round(low, 4), round(high, 4)) == (0.2, 0.0524, 0.3339)
+
+
+@pytest.mark.parametrize(("k", "n", "j", "m"), [(9, 10, 3, 10), (0, 10, 0, 20), (10, 10, 0, 20), (400, 500, 1700, 2000)])
+def test_independent_difference_is_statsmodels_newcombe_interval(k, n, j, m):
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    expected = proportion.confint_proportions_2indep(k, n, j, m, method="newcomb", compare="diff")
+    assert independent_difference_interval(rate(k, n), rate(j, m))[1:] == pytest.approx(expected, abs=1e-9)
+
+
+def test_independent_difference_of_symmetric_intervals_is_that_of_normal_errors():
+    value, low, high = independent_difference_interval((5.0, 2.0, 8.0), (1.0, -3.0, 5.0))
+    assert (value, low, high) == (4.0, -1.0, 9.0)
+    with pytest.raises(ValueError, match="not inside"):
+        independent_difference_interval((5.0, 6.0, 8.0), (1.0, 0.0, 2.0))
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (0, 5), (7, 1), (5, 5), (12, 30), (400, 301)])
+def test_mcnemar_is_the_exact_test_of_statsmodels_and_scipy(lost, gained):
+    from scipy.stats import binomtest
+
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    found = mcnemar_p(lost, gained)
+    if lost + gained:
+        assert found == pytest.approx(tables.mcnemar([[50, lost], [gained, 9]], exact=True).pvalue)
+        assert found == pytest.approx(binomtest(lost, lost + gained, 0.5).pvalue)
+    else:
+        assert found == 1.0
+    assert mcnemar_p(gained, lost) == found
+
+
+def test_mcnemar_gives_the_published_airway_example():
+    """Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013): 1 against 7 discordant children, exact p = 0.0703."""
+    assert round(mcnemar_p(7, 1), 4) == 0.0703
+    with pytest.raises(ValueError, match="cannot judge"):
+        mcnemar_p(-1, 2)
+
+
+@pytest.mark.parametrize("p_values", [[], [0.04], [0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.9, 1.0], [0.02, 0.02, 1e-9]])
+def test_holm_is_that_of_statsmodels(p_values):
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    expected = multitest.multipletests(p_values, method="holm")[1] if p_values else []
+    assert holm(p_values) == pytest.approx(list(expected))
+
+
 @pytest.mark.parametrize(("q", "n"), [(0.5, 200), (0.9, 200), (0.5, 31)])
 def test_quantile_interval_covers_the_true_quantile(q, n):
     from scipy.stats import expon
@@ -104,50 +165,141 @@ def test_quantile_interval_of_few_samples_ends_at_the_extremes():
         quantile_interval([], 0.5)
 
 
-def timed_rounds(generator, ratio, drift):
-    """Times of two models in turns, on a machine whose pace differs from round to round: ``[36 x 12]`` each."""
-    pace = np.exp(generator.normal(0, drift, (36, 1)))
-    noise = np.exp(generator.normal(0, 0.1, (2, 36, 12)))
-    return ratio * pace * noise[0], pace * noise[1]
+def test_block_quantile_of_rounds_that_are_alike_is_that_of_single_measurements():
+    """Each round is the same: they tell no less than independent measurements do, and t with 35 degrees asks for a little more."""
+    rounds = [list(range(1, 101))] * 36
+    value, low, high = block_quantile_interval(rounds, 0.9)
+    plain = quantile_interval(np.concatenate(rounds), 0.9)
+    assert value == plain[0] and plain[1] - 1 <= low <= plain[1] and plain[2] <= high <= plain[2] + 1
 
 
-@pytest.mark.parametrize(("drift", "least", "most"), [(0.0, 0.91, 0.99), (0.05, 0.91, 0.99), (0.2, 0.93, 1.0)])
-def test_ratio_interval_covers_the_true_ratio_and_is_as_wide_as_its_spread(drift, least, most):
-    generator = np.random.default_rng(11)
-    found = np.array([median_ratio_interval(*timed_rounds(generator, 0.4, drift)) for _ in range(150)])
-    value, low, high = found.T
-    assert least <= np.mean((low <= 0.4) & (high >= 0.4)) <= most
-    assert 0.8 < np.median(high - low) / (2 * 1.96 * value.std()) < 1.3
+def test_block_quantile_counts_rounds_where_a_round_is_one_value():
+    """12 copies of each round's value know no more than one: the Clopper-Pearson ranks of 36 measurements, made wider by t."""
+    from scipy.stats import beta, norm
+    from scipy.stats import t as student
+
+    values = np.random.default_rng(8).permutation(36).astype(float)
+    assert abs(np.corrcoef(values[1:] > 17, values[:-1] > 17)[0, 1]) < 0.2
+    value, low, high = block_quantile_interval([[one] * 12 for one in values], 0.5)
+    worth = 35 * (norm.ppf(0.975) / student.ppf(0.975, 35)) ** 2
+    expected = [beta.ppf(0.025, worth / 2, worth / 2 + 1) * 36, beta.ppf(0.975, worth / 2 + 1, worth / 2) * 36]
+    assert value == 17.5
+    assert expected[0] - 2.5 <= low <= expected[0] and expected[1] - 1 <= high <= expected[1] + 1.5
 
 
-def test_ratio_interval_is_narrow_because_rounds_are_paired():
-    """The same times with one side's rounds in another order: the pace no longer cancels."""
-    ours, reference = timed_rounds(np.random.default_rng(3), 0.4, 0.2)
-    widths = [high - low for _, low, high in (median_ratio_interval(ours, other) for other in (reference, reference[::-1]))]
-    assert widths[0] < widths[1] / 2
+def test_block_quantile_is_wider_where_neighbouring_rounds_are_alike():
+    generator = np.random.default_rng(4)
+    pace = np.sort(generator.normal(size=36))
+    rounds = pace[:, None] + 0.1 * generator.normal(size=(36, 12))
+    shuffled = rounds[generator.permutation(36)]
+    widths = [high - low for _, low, high in (block_quantile_interval(list(one), 0.5) for one in (rounds, shuffled))]
+    assert widths[0] > 1.3 * widths[1]
 
 
-def test_ratio_interval_is_that_of_a_plain_loop_over_resamples():
-    """The same draws, each resample put together and its medians taken one by one; rounds of unequal length."""
-    generator = np.random.default_rng(2)
-    ours, reference = ([generator.exponential(size=size) for size in generator.integers(1, 6, 7)] for _ in range(2))
-    drawn = np.random.default_rng(0).multinomial(7, np.full(7, 1 / 7), size=1000)
-    ratios = []
-    for counts in drawn:
-        rows = np.repeat(np.arange(7), counts)
-        ratios.append(np.median(np.concatenate([ours[row] for row in rows])) / np.median(np.concatenate([reference[row] for row in rows])))
-    expected = np.median(np.concatenate(ours)) / np.median(np.concatenate(reference)), *np.quantile(ratios, [0.025, 0.975])
-    assert median_ratio_interval(ours, reference) == pytest.approx(expected, rel=1e-12)
+def test_block_quantile_of_few_measurements_ends_at_the_extremes():
+    assert block_quantile_interval([[3.0, 1.0, 2.0]], 0.5) == (2.0, 1.0, 3.0)
+    assert block_quantile_interval([[1.0], [2.0]], 0.9) == (pytest.approx(1.9), 1.0, 2.0)
+    assert block_quantile_interval([[5.0]] * 4, 0.99) == (5.0, 5.0, 5.0)
+    many = np.arange(36 * 12.0).reshape(36, 12)
+    assert block_quantile_interval(list(many[:, :4]), 0.99)[2] == many[:, :4].max()
+    for rounds in ([], [[1.0], []]):
+        with pytest.raises(ValueError, match="no measurements"):
+            block_quantile_interval(rounds, 0.5)
 
 
-def test_ratio_interval_repeats_itself_and_needs_rounds_to_compare():
-    ours, reference = timed_rounds(np.random.default_rng(1), 2.0, 0.1)
-    assert median_ratio_interval(ours, reference) == median_ratio_interval(ours, reference)
-    assert median_ratio_interval(ours, ours) == (1.0, 1.0, 1.0)
-    assert median_ratio_interval([[1, 2, 6]], [[4]]) == (0.5, None, None)
-    for one, other in (([[1.0]], [[1.0], [2.0]]), ([[1.0], []], [[1.0], [2.0]])):
-        with pytest.raises(ValueError, match="cannot pair"):
-            median_ratio_interval(one, other)
+# Efron and Tibshirani 1993, table 14.1, spatial test data, column A.
+SPATIAL = np.array([48, 36, 20, 29, 42, 42, 20, 42, 22, 41, 45, 14, 6, 0, 33, 28, 34, 4, 32, 24, 47, 41, 24, 26, 30, 41], float)
+
+
+def mean_of(values):
+    return lambda weights: weights @ values / weights.sum(axis=1)
+
+
+def variance_of(values):
+    return lambda weights: mean_of(values**2)(weights) - mean_of(values)(weights) ** 2
+
+
+def test_bca_gives_the_published_spatial_example():
+    """Efron and Tibshirani, section 14.3: variance 171.5, acceleration 0.061; 90 % from 115.8 to 259.6 with their 2,000 resamples."""
+    value, low, high = bca_interval(variance_of(SPATIAL), 26, level=0.9, resamples=20000)
+    assert value == pytest.approx(171.5, abs=0.05)
+    assert low == pytest.approx(115.8, abs=2) and high == pytest.approx(259.6, abs=5)
+    left_out = np.concatenate([variance_of(SPATIAL)(rows) for rows in resampling._leaving_out(np.random.default_rng(0), 26)])
+    influence = left_out.mean() - left_out
+    assert np.sum(influence**3) / (6 * np.sum(influence**2) ** 1.5) == pytest.approx(0.061, abs=5e-4)
+
+
+@pytest.mark.parametrize("statistic", [mean_of, variance_of])
+def test_bca_agrees_with_scipys_within_monte_carlo_error(statistic):
+    from scipy.stats import bootstrap
+
+    values = np.random.default_rng(21).exponential(size=60)
+    ends = np.array([bca_interval(statistic(values), 60, resamples=9999, seed=seed) for seed in range(3)])
+    reference = [
+        bootstrap((values,), np.mean if statistic is mean_of else np.var, n_resamples=9999, method="BCa", rng=np.random.default_rng(seed))
+        for seed in range(3)
+    ]
+    expected = np.array([[one.confidence_interval.low, one.confidence_interval.high] for one in reference])
+    width = np.ptp(expected.mean(axis=0))
+    assert np.abs(ends[:, 1:].mean(axis=0) - expected.mean(axis=0)).max() < 0.025 * width
+
+
+def test_bca_of_large_samples_leaves_out_groups_and_agrees_with_normal_errors():
+    values = np.random.default_rng(22).exponential(size=30000)
+    value, low, high = bca_interval(mean_of(values), 30000, resamples=1000)
+    reach = 1.96 * values.std() / math.sqrt(30000)
+    assert (low, high) == pytest.approx((value - reach, value + reach), abs=0.15 * reach)
+
+
+def test_bca_groups_estimate_the_acceleration_of_single_samples(monkeypatch):
+    values = np.random.default_rng(23).exponential(size=900)
+    accelerations = []
+    for groups in (900, 300):
+        monkeypatch.setattr(resampling, "JACKKNIFE_GROUPS", groups)
+        left_out = np.concatenate([mean_of(values)(rows) for rows in resampling._leaving_out(np.random.default_rng(0), 900)])
+        influence = left_out.mean() - left_out
+        accelerations.append(np.sum(influence**3) / (6 * np.sum(influence**2) ** 1.5))
+    skewness = np.mean((values - values.mean()) ** 3) / values.std() ** 3
+    assert accelerations[0] == pytest.approx(skewness / 6 / math.sqrt(900), rel=1e-6)
+    assert accelerations[1] == pytest.approx(accelerations[0], abs=0.004)
+
+
+def test_bca_draws_in_blocks_that_stay_small(monkeypatch):
+    monkeypatch.setattr(resampling, "BLOCK_ENTRIES", 100)
+    rows = list(resampling._draws(np.random.default_rng(0), 40, 7))
+    assert [one.shape for one in rows] == [(2, 40), (2, 40), (2, 40), (1, 40)]
+    assert all((one.sum(axis=1) == 40).all() and one.dtype == np.float64 for one in rows)
+    left_out = np.concatenate(list(resampling._leaving_out(np.random.default_rng(0), 40)))
+    assert (left_out.sum(axis=1) == 39).all() and (left_out.sum(axis=0) == 39).all()
+
+
+def test_bca_repeats_itself_and_contains_its_value():
+    values = np.random.default_rng(24).normal(size=30)
+    statistic = mean_of(values)
+    assert bca_interval(statistic, 30, seed=3) == bca_interval(statistic, 30, seed=3) != bca_interval(statistic, 30, seed=4)
+    largest = bca_interval(lambda weights: np.max(np.where(weights > 0, values, -np.inf), axis=1), 30)
+    assert largest[0] == largest[2] == values.max() > largest[1]
+
+
+def test_bca_of_a_statistic_that_did_not_vary_is_the_value():
+    assert bca_interval(mean_of(np.zeros(50)), 50) == (0.0, 0.0, 0.0)
+
+
+def test_bca_leaves_out_undefined_resamples_unless_most_are():
+    """A class of 3 in 30 samples is missing in 4 % of the resamples; a class of 1 in 37 %; a statistic of nothing is undefined."""
+    values, member = np.random.default_rng(25).normal(size=30), np.arange(30) < 3
+
+    def share(weights):
+        total = weights @ member
+        return np.divide(weights @ (values * member), total, out=np.full(len(weights), np.nan), where=total > 0)
+
+    value, low, high = bca_interval(share, 30)
+    assert low < value < high
+    for statistic in (lambda weights: np.full(len(weights), np.nan), lambda weights: np.where((weights == 1).all(axis=1), 1.0, np.nan)):
+        with pytest.raises(ValueError, match="defined for 0 of 2000"):
+            bca_interval(statistic, 30)
+    with pytest.raises(ValueError, match="no samples"):
+        bca_interval(share, 0)
 
 
 def test_sqnr_of_a_known_noise():

@@ -21,6 +21,9 @@ from pydantic import ValidationError
 
 from toolkit import intake
 from toolkit.artifact import Signature, TensorSpec
+from toolkit.audit.element_types import element_bits
+from toolkit.audit.onnx_nodes import read_nodes
+from toolkit.audit.onnx_types import STANDARD_DOMAINS, domain_of, dtype_name, int_attribute, label
 from toolkit.contents import Contents, Layer
 from toolkit.errors import InputRejected
 
@@ -60,14 +63,13 @@ _LAYERS = {
 }
 _RESHAPING = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 _WEIGHT_PATH = _RESHAPING | {"DequantizeLinear", "QuantizeLinear", "Cast"}
-_STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
 class OnnxReader:
     """The reader behind ``edgekit inspect model.onnx`` and the audit of ONNX files."""
 
     name = "onnx"
-    version = 1
+    version = 2
     modules = ("onnx",)
     distributions = ("onnx",)
     extra = "edgekit[onnx]"
@@ -148,6 +150,7 @@ def _contents(path: Path) -> Contents:
         raise ValueError("its graph has no outputs")
     walk = _Walk(path, {(function.domain, function.name): function for function in model.functions})
     walk.graph(model.graph, None)
+    found = read_nodes(model)
     weight_bytes: Counter[str] = Counter()
     for stored in walk.stored:
         weight_bytes[stored.dtype] += stored.size_bytes
@@ -159,12 +162,14 @@ def _contents(path: Path) -> Contents:
         operators=dict(walk.operators),
         weight_bytes=dict(weight_bytes),
         layers=tuple(walk.layers),
-        details=_details(model, walk),
+        nodes=found.nodes,
+        arena_bytes=found.arena_bytes,
+        details=_details(model, walk) | ({"macs": found.note} if found.note else {}),
     )
 
 
 def _details(model: Any, walk: _Walk) -> dict[str, str]:
-    opsets = {entry.domain: entry.version for entry in model.opset_import if _domain(entry.domain) in walk.domains}
+    opsets = {entry.domain: entry.version for entry in model.opset_import if domain_of(entry.domain) in walk.domains}
     return {
         "opset": ", ".join(f"{domain} {version}".strip() for domain, version in sorted(opsets.items())),
         "ir_version": str(model.ir_version),
@@ -189,7 +194,7 @@ class _Walk:
     def graph(self, graph: Any, above: _Scope | None) -> None:
         scope = _Scope(above=above)
         for value in (*graph.input, *graph.value_info, *graph.output):
-            scope.declared[value.name] = _dtype(value.type.tensor_type.elem_type)
+            scope.declared[value.name] = dtype_name(value.type.tensor_type.elem_type)
         for tensor in graph.initializer:
             scope.stored[tensor.name] = self._store(tensor)
         for sparse in graph.sparse_initializer:
@@ -208,8 +213,8 @@ class _Walk:
             self._node(node, scope)
 
     def _node(self, node: Any, scope: _Scope) -> None:
-        self.operators[_label(node)] += 1
-        self.domains.add(_domain(node.domain))
+        self.operators[label(node)] += 1
+        self.domains.add(domain_of(node.domain))
         if self.operators.total() > _MAX_NODES:
             raise ValueError(f"it expands to more than {_MAX_NODES:,} operators")
         for graph in _subgraphs(node):
@@ -217,7 +222,7 @@ class _Walk:
         function = self.functions.get((node.domain, node.op_type))
         if function:
             self._call(function, node, scope)
-        elif node.op_type in _LAYERS and (node.domain in _STANDARD_DOMAINS or node.domain == "com.microsoft"):
+        elif node.op_type in _LAYERS and (node.domain in STANDARD_DOMAINS or node.domain == "com.microsoft"):
             self.layers.append(_layer(node, scope))
 
     def _call(self, function: Any, node: Any, scope: _Scope) -> None:
@@ -231,22 +236,13 @@ class _Walk:
         is_external = tensor.data_location == tensor.EXTERNAL or len(tensor.external_data) > 0
         self.external |= is_external
         size = _external_bytes(self.path, tensor) if is_external else _inline_bytes(tensor)
-        dtype = _dtype(tensor.data_type)
-        bits = _bits(dtype)
+        dtype = dtype_name(tensor.data_type)
+        bits = element_bits(dtype)
         if bits and not is_external and size != -(-prod(tensor.dims) * bits // 8):
             raise ValueError(f"tensor {tensor.name!r} holds {size:,} bytes, which do not fit {list(tensor.dims)} {dtype}")
         stored = _Stored(dtype, size)
         self.stored.append(stored)
         return stored
-
-
-def _domain(name: str) -> str:
-    """The standard domain has two names."""
-    return "" if name in _STANDARD_DOMAINS else name
-
-
-def _label(node: Any) -> str:
-    return node.op_type if node.domain in _STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
 
 
 def _subgraphs(node: Any) -> Iterator[Any]:
@@ -263,11 +259,11 @@ def _layer(node: Any, scope: _Scope) -> Layer:
     if not weights and operands.either and (stored := _weight(node, 0, scope)):
         weights, data = [stored], 1
     if node.op_type == "MatMulNBits" and weights:
-        weights[0].dtype = f"int{_attribute(node, 'bits', 4)}"  # the file declares packed bytes
+        weights[0].dtype = f"int{int_attribute(node, 'bits', 4)}"  # the file declares packed bytes
     dtypes = sorted({stored.dtype for stored in weights})
     return Layer(
         name=node.name or (node.output[0] if node.output else ""),
-        operator=_label(node),
+        operator=label(node),
         weight_dtype=" and ".join(dtypes) or COMPUTED,
         activation_dtype=DYNAMIC if operands.dynamic else _activation(node, data, operands.zero_point, scope),
         weight_bytes=sum(stored.size_bytes for stored in weights),
@@ -315,34 +311,15 @@ def _quantized_by(node: Any, scope: _Scope) -> str:
     zero_point = scope.constant(node.input[2]) if len(node.input) > 2 else None
     if zero_point:
         return zero_point.dtype
-    code = _attribute(node, "output_dtype", 0)
-    return _dtype(code) if code else "uint8"
-
-
-def _attribute(node: Any, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
-
-
-def _dtype(code: int) -> str:
-    """NumPy's name for an ONNX element type; types NumPy lacks keep ONNX's name in lower case."""
-    import onnx
-
-    name = onnx.TensorProto.DataType.Name(code)
-    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
-
-
-def _bits(dtype: str) -> int:
-    """Bits of one element; 0 when elements have no fixed size or are not packed by one rule."""
-    digits = re.match(r"[a-z]+(\d+)", dtype)
-    size = 8 if dtype == "bool" else int(digits[1]) if digits else 0
-    return 0 if size == 6 else size
+    code = int_attribute(node, "output_dtype", 0)
+    return dtype_name(code) if code else "uint8"
 
 
 def _inline_bytes(tensor: Any) -> int:
     if tensor.HasField("raw_data"):
         return len(tensor.raw_data)
     # int32_data carries every type of at most 32 bits, one element each, but packs those below 8 bits into bytes.
-    bits = _bits(_dtype(tensor.data_type))
+    bits = element_bits(dtype_name(tensor.data_type))
     small = max(bits // 8, 1)
     wide = 4 if bits == 32 else 8
     return (
@@ -385,7 +362,7 @@ def _spec(value: Any) -> TensorSpec:
         return TensorSpec(name=value.name, dtype=(kind or "unknown").removesuffix("_type"), shape=())
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"dim_{axis}" for axis, dim in enumerate(tensor.shape.dim))
-    return TensorSpec(name=value.name, dtype=_dtype(tensor.elem_type), shape=shape)
+    return TensorSpec(name=value.name, dtype=dtype_name(tensor.elem_type), shape=shape)
 
 
 READER = OnnxReader()

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from toolkit import intake
 from toolkit.artifact import Signature, TensorSpec
-from toolkit.contents import Contents, Layer
+from toolkit.audit import tflite_nodes
+from toolkit.contents import Contents, Layer, Node
 from toolkit.errors import InputRejected
 
 DYNAMIC = "dynamic int8"
@@ -45,7 +46,7 @@ class TfliteReader:
     """The reader behind ``edgekit inspect model.tflite`` and the audit of TFLite files."""
 
     name = "tflite"
-    version = 1
+    version = 2
     modules = ("ai_edge_litert",)
     distributions = ("ai-edge-litert",)
     extra = "edgekit[litert]"
@@ -119,6 +120,7 @@ def _contents(path: Path) -> Contents:
     model = schema.Model.GetRootAs(data, 0)
     file = _File(model, len(data))
     weight_bytes: Counter[str] = Counter()
+    nodes, arena, note = file.main_nodes()
     owners = {tensor.buffer: tensor for graph in file.graphs for tensor in graph.tensors if tensor.buffer}
     for buffer, tensor in owners.items():
         weight_bytes[tensor.dtype] += file.stored[buffer]
@@ -130,7 +132,9 @@ def _contents(path: Path) -> Contents:
         operators=dict(Counter(operator.name for graph in file.graphs for operator in graph.operators)),
         weight_bytes=dict(weight_bytes),
         layers=tuple(_layer(operator, graph, file.stored) for graph in file.graphs for operator in graph.operators if operator.name in _LAYERS),
-        details=file.details(),
+        nodes=nodes,
+        arena_bytes=arena,
+        details=file.details() | ({"macs": note} if note else {}),
     )
 
 
@@ -184,6 +188,23 @@ class _File:
         if buffer not in self.stored:
             raise ValueError(f"a tensor uses buffer {buffer:,} of {len(self.stored)}")
         return _Tensor(_text(tensor.Name()), self._types[tensor.Type()].lower(), shape, buffer if self.stored[buffer] else 0)
+
+    def main_nodes(self) -> tuple[tuple[Node, ...], int | None, str]:
+        """Reads the main graph's operators; see :func:`toolkit.audit.tflite_nodes.read_nodes`."""
+        graph = self.graphs[0]
+        free = any(isinstance(size, str) for index in graph.inputs for size in graph.tensors[index].shape)
+        tensors = [
+            tflite_nodes.Tensor(
+                tensor.name,
+                tensor.dtype,
+                tuple(1 if isinstance(size, str) else size for size in tensor.shape),
+                self.stored[tensor.buffer] if tensor.buffer else None,
+            )
+            for tensor in graph.tensors
+        ]
+        operators = [tflite_nodes.Operator(operator.name, operator.inputs, operator.outputs) for operator in graph.operators]
+        nodes, arena, note = tflite_nodes.read_nodes(tflite_nodes.Graph(tensors, operators, graph.inputs, graph.outputs))
+        return nodes, None if free else arena, note
 
     def signature(self) -> Signature:
         """Names from the first signature definition, else the names of the main subgraph's tensors."""

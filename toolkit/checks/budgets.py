@@ -6,55 +6,69 @@ how many samples would decide if the measured value stayed as it is.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
-from toolkit.config import Budgets
-from toolkit.evidence import Change, Finding, Latency, Metric, Verdict, show_name, show_size, worst
+from toolkit.checks import latency as latency_checks
+from toolkit.checks.samples import forecast, samples_for_agreement, samples_for_perfect_rate, samples_for_rate, samples_for_value
+from toolkit.checks.verdicts import Judgement, by_interval, conclude, exactly, missing
+from toolkit.evidence import Finding, Verdict, worst
+from toolkit.figures import Change, Latency, Memory, Metric, show_difference, show_name, show_size, show_value
+from toolkit.limits import Budgets, MetricBudget
+from toolkit.metrics import loss, scale
 
-TAIL = 0.025  # beyond either end of a 95 % interval
-Z95 = NormalDist().inv_cdf(1 - TAIL)
-# The largest of n times is above the 90th percentile with probability 1 - 0.9**n; with fewer, no time bounds it from above.
-P90_RUNS = math.ceil(math.log(TAIL) / math.log(0.9))
-FLOAT_SCHEME = "float32"
+_WHAT_HAS_A_TWIN = ("max_size_ratio", "max_latency_ratio")
 
 
-def judge(
-    budgets: Budgets,
-    *,
-    size_bytes: int | None,
-    float_size_bytes: int | None,
-    metric: Metric | None,
-    change: Change | None,
-    latency: Latency | None,
-    scheme: str,
-) -> tuple[Finding, ...]:
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured about one artifact on one target; an absent figure was not.
+
+    Attributes:
+        metrics: Every metric with its interval, the primary one first.
+        changes: Their paired changes against the float source.
+        latency: Latency at batch size 1.
+        memory: Memory of a fresh process.
+        size_bytes: Size of the model file.
+        float_size_bytes: Size of its float twin in the same format.
+        own_twin: Whether the file is its own float twin, so that no ratio to one is asked.
+    """
+
+    metrics: Sequence[Metric] = ()
+    changes: Sequence[Change] = ()
+    latency: Latency | None = None
+    memory: Memory | None = None
+    size_bytes: int | None = None
+    float_size_bytes: int | None = None
+    own_twin: bool = False
+
+    @property
+    def primary(self) -> str:
+        """Name of the primary metric."""
+        first = next(iter(self.metrics), None)
+        return first.name if first else next((change.metric for change in self.changes), "top1_accuracy")
+
+    def metric(self, name: str) -> Metric | None:
+        """Returns a metric by name."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+    def change(self, name: str) -> Change | None:
+        """Returns a metric's change by its name."""
+        return next((change for change in self.changes if change.metric == name), None)
+
+
+def judge(budgets: Budgets, evidence: Evidence) -> tuple[Finding, ...]:
     """Holds the evidence about one artifact against every budget that is set.
 
     Args:
         budgets: The limits; an absent one is not checked.
-        size_bytes: Size of the model file.
-        float_size_bytes: Size of its float twin in the same format; ``None`` without one.
-        metric: Accuracy with interval.
-        change: Paired change against the float source.
-        latency: Latency at batch size 1.
-        scheme: The artifact's scheme; ``max_size_ratio`` does not apply to ``float32``.
+        evidence: What was measured.
 
     Returns:
-        One finding per budget, in the order in which :class:`~toolkit.config.Budgets` lists them. A budget whose evidence is
-        missing is inconclusive.
+        One finding per budget, in the order in which :class:`~toolkit.limits.Budgets` lists them, those of single metrics
+        under names such as ``metrics.roc_auc.min``. A budget whose evidence is missing is inconclusive.
     """
-    evidence = _Evidence(size_bytes, float_size_bytes, metric, change, latency)
-    findings = []
-    for budget, check in CHECKS.items():
-        limit = getattr(budgets, budget)
-        if limit is None or (budget == "max_size_ratio" and scheme == FLOAT_SCHEME):
-            continue
-        verdict, reason = check(limit, evidence)
-        findings.append(Finding(budget=budget, verdict=verdict, reason=reason))
-    return tuple(findings)
+    return tuple(Finding(budget=name, verdict=verdict, reason=reason) for name, (verdict, reason) in _judgements(budgets, evidence))
 
 
 def row_verdict(findings: Sequence[Finding]) -> tuple[Verdict, str]:
@@ -67,139 +81,108 @@ def row_verdict(findings: Sequence[Finding]) -> tuple[Verdict, str]:
     return verdict, f"{len(findings)} budgets hold" if len(findings) > 1 else "1 budget holds"
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    size_bytes: int | None
-    float_size_bytes: int | None
-    metric: Metric | None
-    change: Change | None
-    latency: Latency | None
+def _judgements(budgets: Budgets, evidence: Evidence) -> Iterator[tuple[str, Judgement]]:
+    for name, check in CHECKS.items():
+        limit = getattr(budgets, name)
+        if limit is not None and not (evidence.own_twin and name in _WHAT_HAS_A_TWIN):
+            yield name, check(limit, evidence)
+    for name, limits in budgets.metrics.items():
+        for key in MetricBudget.model_fields:
+            limit = getattr(limits, key)
+            if limit is not None:
+                checked = at_limit(limit, name, evidence.metric(name)) if key in ("min", "max") else _lost(limit, name, evidence)
+                yield f"metrics.{name}.{key}", checked
 
 
-_Judgement = tuple[Verdict, str]
-
-
-def _min_accuracy(limit: float, evidence: _Evidence) -> _Judgement:
-    metric = evidence.metric
+def at_limit(limit: float, name: str, metric: Metric | None) -> Judgement:
+    """Holds a metric's interval against a lowest value, or against a highest one where less is better."""
+    higher = scale(name).better == "higher"
+    asked = f"{'at least' if higher else 'at most'} {show_value(name, limit)} asked"
     if metric is None:
-        return _missing("accuracy", f"at least {limit:.2%} asked")
-    facts = f"{show_name(metric.name)} {metric.value:.2%} [{metric.low:.2%}, {metric.high:.2%}] on {metric.n:,} samples; at least {limit:.2%} asked"
-    verdict = _verdict(holds=metric.low >= limit, misses=metric.high < limit)
-    return verdict, facts + _ending(verdict, samples_for_rate(metric.value, limit), towards_pass=metric.value > limit)
+        return missing(show_name(name), asked)
+    interval = f"[{show_value(name, metric.low)}, {show_value(name, metric.high)}]"
+    facts = f"{show_name(name)} {show_value(name, metric.value)} {interval} on {metric.n:,} samples; {asked}"
+    if not higher:
+        verdict = by_interval(holds=metric.high <= limit, misses=metric.low > limit)
+        samples = samples_for_value(-metric.value, -metric.high, -metric.low, metric.n, -limit)
+        return conclude(verdict, facts, forecast(samples, towards_pass=metric.value < limit, n=metric.n))
+    verdict = by_interval(holds=metric.low >= limit, misses=metric.high < limit)
+    if metric.method != "Wilson":
+        samples, least = samples_for_value(metric.value, metric.low, metric.high, metric.n, limit), 0
+    else:
+        samples, least = samples_for_rate(metric.value, limit), samples_for_perfect_rate(limit)
+    return conclude(verdict, facts, forecast(samples, towards_pass=metric.value > limit, n=metric.n, least=least))
 
 
-def _max_drop(limit: float, evidence: _Evidence) -> _Judgement:
-    """Non-inferiority: it passes when even the interval's worst end loses no more than the margin."""
-    change = evidence.change
+def not_inferior(margin: float, change: Change, rate: float | None, basis: str = "") -> Judgement:
+    """Non-inferiority: it passes when even the interval's worst end loses no more than the margin.
+
+    Args:
+        margin: Largest allowed loss.
+        change: The change with its interval.
+        rate: The metric's own value, for what a perfect result would need; ``None`` when unknown.
+        basis: What it was measured on, and against what; the number of samples by default.
+    """
+    lost = loss(change.metric, change.value)
+    least, most = sorted((loss(change.metric, change.low), loss(change.metric, change.high)))
+    facts = f"{_moved(change)} {basis or f'on {change.n:,} samples'}; allowed {show_margin(change.metric, margin)}"
+    verdict = by_interval(holds=most <= margin, misses=least > margin)
+    samples = samples_for_value(-lost, -most, -least, change.n, -margin)
+    needed = samples_for_agreement(margin, 1.0 if rate is None else rate) if change.lost is not None and verdict is Verdict.INCONCLUSIVE else 0
+    best = "a model that agrees on every one"
+    return conclude(verdict, facts, forecast(samples, towards_pass=lost < margin, n=change.n, least=needed, best=best))
+
+
+def show_margin(name: str, margin: float) -> str:
+    """Formats an allowed loss in the metric's unit."""
+    return f"{margin * 100:.2f} pp" if scale(name).rate else f"{margin:.4g}"
+
+
+def _moved(change: Change) -> str:
+    """``top-1 accuracy fell by 0.44 pp [-1.02, +0.11]``."""
+    amount = show_difference(change.metric, abs(change.value)).removeprefix("+") + (" pp" if scale(change.metric).rate else "")
+    moved = f"{'fell' if change.value < 0 else 'rose'} by {amount}" if change.value else "did not change"
+    return f"{show_name(change.metric)} {moved} [{show_difference(change.metric, change.low)}, {show_difference(change.metric, change.high)}]"
+
+
+def _lost(margin: float, name: str, evidence: Evidence) -> Judgement:
+    change, metric = evidence.change(name), evidence.metric(name)
     if change is None:
-        return _missing("change against the float source", f"allowed {limit * 100:.2f} pp")
-    moved = f"{'fell' if change.value < 0 else 'rose'} by {abs(change.value) * 100:.2f} pp" if change.value else "did not change"
-    interval = f"[{change.low * 100:+.2f}, {change.high * 100:+.2f}]"
-    facts = f"accuracy {moved} {interval} on {change.n:,} samples; allowed {limit * 100:.2f} pp"
-    verdict = _verdict(holds=change.low >= -limit, misses=change.high < -limit)
-    return verdict, facts + _ending(verdict, samples_for_drop(change, limit), towards_pass=change.value > -limit)
+        return missing(f"change of {show_name(name)} against the float source", f"allowed {show_margin(name, margin)}")
+    return not_inferior(margin, change, metric.value if metric else None)
 
 
-def _max_size_bytes(limit: int, evidence: _Evidence) -> _Judgement:
+def _max_size_bytes(limit: int, evidence: Evidence) -> Judgement:
     if evidence.size_bytes is None:
-        return _missing("size", f"allowed {limit:,} bytes")
-    verdict = _exact(evidence.size_bytes <= limit)
-    return verdict, f"the file has {evidence.size_bytes:,} bytes ({show_size(evidence.size_bytes)}); allowed {limit:,}" + _ending(verdict)
+        return missing("size", f"allowed {limit:,} bytes")
+    facts = f"the file has {evidence.size_bytes:,} bytes ({show_size(evidence.size_bytes)}); allowed {limit:,}"
+    return conclude(exactly(evidence.size_bytes <= limit), facts)
 
 
-def _max_size_ratio(limit: float, evidence: _Evidence) -> _Judgement:
+def _max_size_ratio(limit: float, evidence: Evidence) -> Judgement:
     if evidence.size_bytes is None:
-        return _missing("size", f"allowed {limit:.3f} of the float twin")
+        return missing("size", f"allowed {limit:.3f} of the float twin")
     if not evidence.float_size_bytes:
-        return _missing("size of the float twin", f"allowed {limit:.3f} of it; add float32 to schemes")
+        return missing("size of the float twin", f"allowed {limit:.3f} of it; add float32 to schemes")
     ratio = evidence.size_bytes / evidence.float_size_bytes
-    verdict = _exact(ratio <= limit)
     sizes = f"{evidence.size_bytes:,} of {evidence.float_size_bytes:,} bytes"
-    return verdict, f"the file is {ratio:.3f} of its float twin ({sizes}); allowed {limit:.3f}" + _ending(verdict)
+    return conclude(exactly(ratio <= limit), f"the file is {ratio:.3f} of its float twin ({sizes}); allowed {limit:.3f}")
 
 
-def _max_latency_p90_ms(limit: float, evidence: _Evidence) -> _Judgement:
-    latency = evidence.latency
-    if latency is None:
-        return _missing("latency", f"allowed {limit:.3f} ms")
-    where = f" on {latency.stand_in}" if latency.stand_in else ""
-    interval = f"[{latency.p90_low:.3f}, {latency.p90_high:.3f}]"
-    facts = f"p90 latency {latency.p90:.3f} ms {interval} over {latency.n:,} runs{where}; allowed {limit:.3f} ms"
-    if latency.n < P90_RUNS:
-        return Verdict.INCONCLUSIVE, f"{facts}: undecided, a 95 % interval of the p90 needs at least {P90_RUNS} inferences"
-    verdict = _verdict(holds=latency.p90_high <= limit, misses=latency.p90_low > limit)
-    undecided = ": undecided, a longer measurement or a quieter machine would narrow it"
-    return verdict, facts + (undecided if verdict is Verdict.INCONCLUSIVE else _ending(verdict))
+def _max_peak_memory_mb(limit: float, evidence: Evidence) -> Judgement:
+    memory = evidence.memory
+    if memory is None:
+        return missing("memory", f"allowed {limit:.2f} MB")
+    facts = f"peak memory {memory.peak_bytes / 1e6:.2f} MB, median of {memory.n} fresh process{'' if memory.n == 1 else 'es'}; allowed {limit:.2f} MB"
+    return conclude(exactly(memory.peak_bytes <= limit * 1e6), facts)
 
 
-CHECKS: dict[str, Callable[..., _Judgement]] = {
-    "min_accuracy": _min_accuracy,
-    "max_drop": _max_drop,
+CHECKS: dict[str, Callable[..., Judgement]] = {
+    "min_accuracy": lambda limit, evidence: at_limit(limit, "top1_accuracy", evidence.metric("top1_accuracy")),
+    "max_drop": lambda limit, evidence: _lost(limit, evidence.primary, evidence),
     "max_size_bytes": _max_size_bytes,
     "max_size_ratio": _max_size_ratio,
-    "max_latency_p90_ms": _max_latency_p90_ms,
+    "max_latency_p90_ms": lambda limit, evidence: latency_checks.max_p90(limit, evidence.latency),
+    "max_latency_ratio": lambda limit, evidence: latency_checks.max_ratio(limit, evidence.latency),
+    "max_peak_memory_mb": _max_peak_memory_mb,
 }
-
-
-def samples_for_rate(value: float, limit: float) -> int | None:
-    """Counts the samples at which the Wilson interval of an unchanged rate leaves its limit.
-
-    The Wilson interval inverts the score test (Wilson 1927, doi:10.1080/01621459.1927.10502953): its end meets ``limit`` where
-    ``|value - limit| = z sqrt(limit (1 - limit) / n)``, which solves for ``n``.
-
-    Returns:
-        The smallest such count, or ``None`` when the rate sits on the limit and no count decides.
-    """
-    gap = value - limit
-    return None if gap == 0 else _smallest(Z95**2 * limit * (1 - limit) / gap / gap, strict=gap < 0)
-
-
-def samples_for_drop(change: Change, limit: float) -> int | None:
-    """Counts the samples at which the interval of an unchanged difference leaves its margin.
-
-    The width of an interval of paired differences shrinks with the root of the count; the half that points at the margin counts.
-
-    Returns:
-        The smallest such count, or ``None`` when the difference sits on the margin and no count decides.
-    """
-    gap = change.value + limit
-    half = change.value - change.low if gap > 0 else change.high - change.value
-    return None if gap == 0 else _smallest(change.n * (half / gap) * (half / gap), strict=gap < 0)
-
-
-def _smallest(bound: float, *, strict: bool) -> int | None:
-    """Returns the first whole number at (or, if strict, beyond) a bound; ``None`` when nobody could collect as many."""
-    if bound > 1e12:
-        return None
-    # The nudge keeps rounding errors of the bound from landing one sample short.
-    bound *= 1 + 1e-9
-    return math.floor(bound) + 1 if strict else max(1, math.ceil(bound))
-
-
-def about(count: int) -> str:
-    """Rounds a count up to three digits, so that the rounded count still decides."""
-    step = 10 ** max(0, len(str(count)) - 3)
-    return f"{-(-count // step) * step:,}"
-
-
-def _ending(verdict: Verdict, samples: int | None = None, *, towards_pass: bool = True) -> str:
-    if verdict is not Verdict.INCONCLUSIVE:
-        return ": holds" if verdict is Verdict.PASS else ": missed"
-    if samples is None:
-        return ": undecided, and never decided at this rate"
-    outcome = "would decide" if towards_pass else "would decide towards fail"
-    return f": undecided, about {about(samples)} samples {outcome} at this rate"
-
-
-def _missing(what: str, asked: str) -> _Judgement:
-    return Verdict.INCONCLUSIVE, f"{what} was not measured; {asked}"
-
-
-def _exact(holds: bool) -> Verdict:
-    return Verdict.PASS if holds else Verdict.FAIL
-
-
-def _verdict(*, holds: bool, misses: bool) -> Verdict:
-    if holds:
-        return Verdict.PASS
-    return Verdict.FAIL if misses else Verdict.INCONCLUSIVE

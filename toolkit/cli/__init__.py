@@ -7,7 +7,26 @@ from collections.abc import Callable
 
 import typer
 
-from toolkit.cli import benchmark, cache, check, doctor, evaluate, export, finetune, init, inspect, plan, quantize, run, targets
+from toolkit.cli import (
+    baseline,
+    benchmark,
+    cache,
+    check,
+    doctor,
+    envelope,
+    evaluate,
+    export,
+    finetune,
+    golden,
+    init,
+    inspect,
+    plan,
+    profile,
+    quantize,
+    run,
+    size,
+    targets,
+)
 from toolkit.cli.common import guarded, show_version
 
 app = typer.Typer(
@@ -27,7 +46,11 @@ _VERBS: tuple[Callable[..., object], ...] = (
     quantize.quantize,
     evaluate.evaluate,
     benchmark.benchmark,
+    profile.profile,
+    envelope.envelope,
     check.check,
+    baseline.baseline,
+    size.size,
     inspect.inspect,
     targets.targets,
     doctor.doctor,
@@ -35,6 +58,7 @@ _VERBS: tuple[Callable[..., object], ...] = (
 )
 for verb in _VERBS:
     app.command()(verb)
+app.add_typer(golden.app)
 
 
 @app.callback()

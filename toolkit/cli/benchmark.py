@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolkit.cli.common import Format, FormatOption, ModelArgument, TargetOption, VerboseOption, emit, facts, progress
+
+if TYPE_CHECKING:
+    from toolkit.evidence import Benchmark
 
 
 def benchmark(
@@ -18,19 +21,45 @@ def benchmark(
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Samples to feed.", show_default="random inputs")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Timed seconds for each model.")] = 1.0,
+    batches: Annotated[str, typer.Option("--batches", help="Batch sizes of a throughput curve: 1,2,4.", show_default=False)] = "",
+    threads: Annotated[str, typer.Option("--threads", help="Thread counts of the curve: 1,2.", show_default=False)] = "",
     format: FormatOption = Format.text,
     verbose: VerboseOption = False,
 ) -> None:
-    """Time single inferences on the target's stand-in."""
+    """Time single inferences; cold start, memory, roofline."""
     from toolkit import benchmark as measure
-    from toolkit.evidence import latency_facts
 
+    sizes, counts = numbers(batches, "--batches"), numbers(threads, "--threads")
     with progress() as listener:
-        found = measure(model, target=target, baseline=baseline, data=data, seconds=seconds, listener=listener)
+        found = measure(model, target=target, baseline=baseline, data=data, seconds=seconds, batches=sizes, threads=counts, listener=listener)
+    emit(found, facts(rows(found)))
+
+
+def rows(found: Benchmark) -> dict[str, object]:
+    """Names every figure."""
+    from toolkit.figures import latency_facts
+    from toolkit.report.wording import cold_line, memory_line, point_line, roofline_line
+
     latency = found.latency_ms
-    rows: dict[str, object] = {
+    shown: dict[str, object] = {
         "artifact": found.artifact,
         "target": f"{found.target} ({latency.stand_in}, {found.runtime})",
         **latency_facts(latency),
     }
-    emit(found, facts(rows))
+    if found.cold:
+        shown["cold start"] = cold_line(found.cold)
+    if found.memory:
+        shown["memory"] = memory_line(found.memory)
+    if found.roofline:
+        shown["roofline"] = roofline_line(found.roofline)
+    return shown | {f"batch {point.batch}, threads {point.threads}": point_line(point) for point in found.curve}
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Reads ``1,2,4``."""
+    from toolkit.errors import ConfigError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if any(not part.isdecimal() or not int(part) for part in parts):
+        raise ConfigError(f"expected whole numbers from 1, found {text!r}", where=option, hint="for example 1,2,4")
+    return tuple(int(part) for part in parts)

@@ -36,6 +36,11 @@ class TaskName(StrEnum):
 
     image_classification = "image-classification"
     text_classification = "text-classification"
+    audio_classification = "audio-classification"
+    image_segmentation = "image-segmentation"
+    token_classification = "token-classification"
+    text_generation = "text-generation"
+    automatic_speech_recognition = "automatic-speech-recognition"
 
 
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of a program that the signal ended

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,15 @@ from toolkit.plugins import Route
 if TYPE_CHECKING:
     import torch
 
+# The exporter's note of the modules around a node, outermost first, and of the operator itself: a list, as Python writes it.
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
 
 class TorchOnnx:
     """Writes one self-contained ``.onnx`` file whose bytes depend on the program and the versions alone."""
 
     name = "torch_onnx"
-    version = 1
+    version = 2
     source = "pt2"
     format = "onnx"
     modules: tuple[str, ...] = ("torch", "onnx", "onnxscript")
@@ -43,6 +48,7 @@ class TorchOnnx:
         import onnx
 
         model = _export(pt2.load(program), signature)
+        _name_after_layers(model.graph)
         _forget_origin(model)
         _check(model, signature)
         onnx.save_model(model, str(out))
@@ -77,6 +83,17 @@ def _essence(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
+
+
+def _name_after_layers(graph: Any) -> None:
+    """Calls every node after its layer, as in ``features.0.0/Conv``: what later tools keep of a node is its name."""
+    used: Counter[str] = Counter()
+    for node in graph.node:
+        scopes: list[str] = next((ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == _SCOPES), [])
+        if len(scopes) > 1 and scopes[-2]:
+            name = f"{scopes[-2]}/{node.op_type}"
+            used[name] += 1
+            node.name = name if used[name] == 1 else f"{name}_{used[name]}"
 
 
 def _forget_origin(model: Any) -> None:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.config import Finetune, nearest
+from toolkit.config import Finetune
 from toolkit.dataset import Dataset, load
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line, load_factory
 from toolkit.finetuning.loop import Epoch, Step, Trainer, best, hold_out
 from toolkit.job import Facts, Job
+from toolkit.mistakes import nearest
 from toolkit.weights import load_weights, save_weights
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Measuring: accuracy, parity, latency. Statistics live here and nowhere else."""
+"""Measuring: accuracy, parity, latency, memory, profiles, envelopes."""

@@ -11,11 +11,12 @@ import numpy as np
 from toolkit import plugins
 from toolkit.artifact import Signature
 from toolkit.columns import check_columns
-from toolkit.dataset import Dataset
+from toolkit.dataset import Dataset, release
+from toolkit.errors import InputRejected
 from toolkit.plugins import Runtime, Session
 
 FREE_BATCH = 32
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 1024
 
 
@@ -47,13 +48,13 @@ class Feed:
             yield start, stop, {name: self._block(name, start, stop, padding) for name in self.dtypes}
 
     def _block_rows(self) -> int:
-        row_bytes = sum(column[:1].nbytes for column in self.data.columns.values())
-        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, row_bytes)) // self.batch) * self.batch
+        return max(1, _rows(self.data) // self.batch) * self.batch
 
     def _block(self, name: str, start: int, stop: int, padding: int) -> np.ndarray:
         # A copy in memory: slicing numpy.memmap costs as much as a small model's inference, and first touches of a mapped
         # file are waits that belong to the disk and not to the model.
         block = np.array(self.data.columns[name][start:stop], dtype=self.dtypes[name])
+        release(self.data.columns[name])
         return np.concatenate([block, np.repeat(block[-1:], padding, axis=0)]) if padding else block
 
 
@@ -68,16 +69,40 @@ def open_session(runtime: Runtime, model: Path, threads: int) -> Session:
     return runtime.open(model, threads=threads)
 
 
-def fit(data: Dataset, signature: Signature) -> Feed:
+def fit(data: Dataset, signature: Signature, free: int = FREE_BATCH) -> Feed:
     """Checks that every column fits the model input of its name. Integers may differ in width where no value changes.
+
+    Args:
+        data: The samples.
+        signature: The model's inputs.
+        free: Samples per inference where the model takes any number.
 
     Raises:
         InputRejected: A column is missing, left over, has another shape or element type, or holds NaN or Inf.
     """
-    check_columns(data, signature)
+    _check(data, signature)
     found = {spec.name: data.columns[spec.name].dtype.name for spec in signature.inputs}
     casts = {spec.name: f"{found[spec.name]} -> {spec.dtype}" for spec in signature.inputs if found[spec.name] != spec.dtype}
-    return Feed(data, {spec.name: spec.dtype for spec in signature.inputs}, batch_size(signature), casts)
+    return Feed(data, {spec.name: spec.dtype for spec in signature.inputs}, batch_size(signature, free), casts)
+
+
+def _check(data: Dataset, signature: Signature) -> None:
+    """Checks the columns block by block, so that mapped files of any size are read in little memory."""
+    rows = _rows(data)
+    for start in range(0, len(data), rows):
+        try:
+            check_columns(data.take(slice(start, start + rows)), signature)
+        except InputRejected:
+            check_columns(data, signature)  # says the same, with the sample's number in the whole data set
+            raise
+        for column in data.columns.values():
+            release(column)
+
+
+def _rows(data: Dataset) -> int:
+    """Returns how many samples make a block."""
+    row_bytes = sum(column[:1].nbytes for column in data.columns.values())
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, row_bytes)))
 
 
 def batch_size(signature: Signature, free: int = FREE_BATCH) -> int:

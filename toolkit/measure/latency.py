@@ -1,56 +1,42 @@
-"""Stage: how long one inference takes, for several models side by side.
+"""Stage: how long one inference takes, for several models side by side, and how far the machine can be trusted.
 
-A machine drifts: clocks change, neighbours come and go. So all models sit in one process and take turns in short blocks,
-in an order that visits each of them early as often as late; a drift then moves all of them alike, and their ratio little.
+All models sit in one process and take turns, see :mod:`toolkit.measure.turns`. Each is loaded several times; a ratio and its
+interval come from those replicates, so that they hold for the file and not for the way it happened to lie in memory.
+
+The baseline is loaded once more and takes part like any other model (an A/A run). How far it differs from itself is the noise
+of this measurement: nothing closer than that can be told apart here.
 """
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-
-import numpy as np
+from typing import Any
 
 from toolkit import dataset, plugins
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError
-from toolkit.evidence import Latency
+from toolkit.figures import Latency
 from toolkit.job import Facts, Job
-from toolkit.measure.feed import batch_size, fit, open_session
-from toolkit.measure.statistics import median_ratio_interval, quantile_interval
-from toolkit.plugins import Arrays, Session
+from toolkit.measure.affinity import pinned
+from toolkit.measure.feed import batch_size, open_session
+from toolkit.measure.turns import Contender, group, prepare, take_turns, turn_order, warm_up
+from toolkit.stats.paired_rounds import replicated_ratio_interval
+from toolkit.stats.resampling import block_quantile_interval
 
 DATA = "data"
-TIMED_SAMPLES = 16
-MAX_INFERENCES = 2000
-STEADY_SHARE = 0.05
+TWIN = ""
 # Each round times every model at least once, and below 36 times no order statistic bounds the 90th percentile with 95 %.
 ROUNDS = 36
 BUDGET_SECONDS = 1.0
 WARMUP_SECONDS = 1.0
+REPLICATES = 6
+FEWEST_LOADS = 3
+LOADED_BYTES = 1 << 30
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 MS = 1e-6
-
-
-@dataclass
-class Contender:
-    """One model with its prepared inputs and the times taken so far.
-
-    Attributes:
-        session: The loaded model.
-        batches: Inputs to take in turn.
-        expected_ns: Time of one inference after warming up, for planning.
-        rounds_ns: Every timed inference, by round.
-    """
-
-    session: Session
-    batches: Sequence[Arrays]
-    expected_ns: float = 1.0
-    rounds_ns: list[list[int]] = field(default_factory=list)
 
 
 def run(job: Job) -> Facts:
@@ -58,13 +44,15 @@ def run(job: Job) -> Facts:
 
     Inputs: one model file per artifact name, and ``data`` (folder of a data set that fits all of them). Options:
     ``runtime``, ``threads``, ``baseline`` (artifact name or ``None``), ``stand_in``, and optionally ``rounds`` (36),
-    ``warmup_seconds`` (limit per model, 1.0) and ``seconds`` (time budget per model, 1.0).
+    ``warmup_seconds`` (limit per loaded model, 1.0), ``seconds`` (time budget per model, 1.0), ``cpus`` (which CPUs to use; all by
+    default) and ``max_noise`` (copied into the record).
 
     Returns:
-        A :class:`toolkit.evidence.Latency` as a dictionary for each artifact name.
+        A :class:`toolkit.figures.Latency` as a dictionary for each artifact name. ``noise`` is that of the baseline, or of the first
+        model without one.
 
     Raises:
-        ConfigError: The baseline is not among the models.
+        ConfigError: The baseline is not among the models, or a CPU cannot be used.
         InputRejected: A model is damaged or the data do not fit it.
     """
     options = job.options
@@ -72,106 +60,77 @@ def run(job: Job) -> Facts:
     baseline = options.get("baseline")
     if baseline is not None and baseline not in models:
         raise ConfigError(f"baseline {baseline!r} is not among the models: {', '.join(models)}")
-    data = dataset.load(job.inputs[DATA])
-    contenders = {name: _open(path, data, options["runtime"], options["threads"]) for name, path in models.items()}
-    for contender in contenders.values():
-        _warm_up(contender, float(options.get("warmup_seconds", WARMUP_SECONDS)))
-    _take_turns(contenders, max(1, options.get("rounds", ROUNDS)), float(options.get("seconds", BUDGET_SECONDS)), job)
-    reference = contenders[baseline] if baseline is not None else None
-    return {name: _latency(contender, reference, options["stand_in"]).model_dump(mode="json") for name, contender in contenders.items()}
+    reference = baseline or next(iter(models))
+    rounds = max(1, options.get("rounds", ROUNDS))
+    replicates = max(1, min(REPLICATES, rounds // 2))
+    with pinned(options.get("cpus") or ()) as unpinned:
+        contenders = _load({**models, TWIN: models[reference]}, dataset.load(job.inputs[DATA]), options, replicates)
+        loads = len(contenders[TWIN].sessions)
+        groups = loads if loads > 1 else replicates
+        seconds = float(options.get("seconds", BUDGET_SECONDS))
+        take_turns(list(contenders.values()), rounds, seconds, groups, lambda number: job.progress(number, rounds, "timing"))
+    ratios = {name: _ratios(contender, contenders[reference], groups) for name, contender in contenders.items()}
+    shared = {
+        "rounds": rounds,
+        "noise": _noise(ratios, reference),
+        "max_noise": options.get("max_noise"),
+        "stand_in": f"{options['stand_in']}, {unpinned}" if unpinned else options["stand_in"],
+    }
+    facts = {}
+    for name in models:
+        ratio = _ratio(ratios, name, baseline) if baseline is not None else {}
+        steady = contenders[name].steady and contenders[baseline or name].steady
+        record = {**_quantiles(contenders[name]), **ratio, **shared, "steady": steady}
+        facts[name] = Latency.model_validate(record).model_dump(mode="json")
+    return facts
 
 
-def _open(model: Path, data: Dataset, runtime: str, threads: int) -> Contender:
-    session = open_session(plugins.get("runtimes", runtime), model, threads)
-    size = batch_size(session.signature, free=1)
-    rows = [[(sample * size + row) % len(data) for row in range(size)] for sample in range(min(TIMED_SAMPLES, len(data)))]
-    dtypes = fit(data, session.signature).dtypes
-    batches = [
-        {name: np.ascontiguousarray(data.columns[name][chosen].astype(dtype, copy=False)) for name, dtype in dtypes.items()} for chosen in rows
-    ]
-    return Contender(session, batches)
+def _load(models: Mapping[str, Path], data: Dataset, options: Mapping[str, Any], most: int) -> dict[str, Contender]:
+    """Loads every model as often as asked and as memory allows, and warms all of them up.
+
+    One of each is loaded before the second of any, forwards and backwards, so that no model gets all the early memory. Of two
+    loads nobody can tell how much loads differ: large models are loaded once.
+    """
+    runtime = plugins.get("runtimes", options["runtime"])
+    fitting = LOADED_BYTES // max(1, sum(path.stat().st_size for path in models.values()))
+    contenders = {name: Contender([]) for name in models}
+    for number in range(min(most, fitting) if min(most, fitting) >= FEWEST_LOADS else 1):
+        for name in turn_order(list(models), number):
+            session = open_session(runtime, models[name], options["threads"])
+            loaded = prepare(data, session, batch_size(session.signature, free=1))
+            warm_up(loaded, float(options.get("warmup_seconds", WARMUP_SECONDS)))
+            contenders[name].sessions.append(loaded)
+    return contenders
 
 
-def _warm_up(contender: Contender, limit_seconds: float) -> None:
-    """Runs until a block's median is within 5 % of the one before, or the time is up."""
-    end = time.perf_counter_ns() + int(limit_seconds * 1e9)
-    previous = _block_median(contender)
-    while True:
-        current = _block_median(contender)
-        steady = abs(current - previous) <= STEADY_SHARE * previous
-        previous = current
-        if steady or time.perf_counter_ns() >= end:
-            break
-    contender.expected_ns = max(1.0, previous)
+def _ratios(contender: Contender, reference: Contender, groups: int) -> list[float]:
+    """Returns how many times the reference's the contender's median is, by group of rounds, that is, by load where there are several.
+
+    Medians are compared round by round, as neighbouring blocks saw the same machine; of a group's rounds the median counts.
+    """
+    by_group: list[list[float]] = [[] for _ in range(groups)]
+    for number, (times, others) in enumerate(zip(contender.rounds_ns, reference.rounds_ns, strict=True)):
+        by_group[group(number, groups)].append(math.log(median(times) / median(others)))
+    return [math.exp(median(logs)) for logs in by_group]
 
 
-def _block_median(contender: Contender, inferences: int = 5) -> float:
-    return median(_time_block(contender, inferences, budget_ns=10**12))
+def _ratio(ratios: Mapping[str, Sequence[float]], name: str, baseline: str) -> dict[str, float | None]:
+    if name == baseline:
+        return {"ratio_to_float": 1.0, "ratio_low": 1.0, "ratio_high": 1.0}
+    value, low, high = replicated_ratio_interval(ratios[name], ratios[baseline], [ratios[TWIN]])
+    return {"ratio_to_float": value, "ratio_low": low, "ratio_high": high}
 
 
-def _take_turns(contenders: Mapping[str, Contender], rounds: int, seconds: float, job: Job) -> None:
-    budget_ns = seconds * 1e9
-    with _no_garbage_collection():
-        for number in range(rounds):
-            for name in turn_order(list(contenders), number):
-                contender = contenders[name]
-                wanted = min(MAX_INFERENCES, max(1, int(budget_ns / contender.expected_ns)))
-                block = max(1, -(-wanted // rounds))
-                contender.rounds_ns.append(_time_block(contender, block, budget_ns / rounds))
-            job.progress(number + 1, rounds, "timing")
+def _noise(ratios: Mapping[str, Sequence[float]], reference: str) -> float | None:
+    """How far the reference may differ from itself; every model's spread helps to know it."""
+    others = [ratios[name] for name in ratios if name not in (TWIN, reference)]
+    _, low, high = replicated_ratio_interval(ratios[TWIN], ratios[reference], others)
+    return None if low is None or high is None else max(1 - low, high - 1)
 
 
-def turn_order(names: Sequence[str], number: int) -> list[str]:
-    """Returns who goes when in a round: rotating every two rounds, and every odd round backwards (A B, B A)."""
-    shift = number // 2 % len(names)
-    order = [*names[shift:], *names[:shift]]
-    return order[::-1] if number % 2 else order
-
-
-def _time_block(contender: Contender, inferences: int, budget_ns: float) -> list[int]:
-    """Times inferences one by one; stops early when the budget is used up, but not before the first."""
-    clock, run, batches = time.perf_counter_ns, contender.session.run, contender.batches
-    count, times = len(batches), []
-    deadline = clock() + budget_ns
-    for number in range(inferences):
-        batch = batches[number % count]
-        start = clock()
-        run(batch)
-        end = clock()
-        times.append(end - start)
-        if end >= deadline:
-            break
-    return times
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keeps Python's collector from stopping the clock of whoever is being timed."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _latency(contender: Contender, reference: Contender | None, stand_in: str) -> Latency:
-    times_ms = np.concatenate(contender.rounds_ns) * MS
-    p50, p50_low, p50_high = quantile_interval(times_ms, 0.5)
-    p90, p90_low, p90_high = quantile_interval(times_ms, 0.9)
-    ratio, ratio_low, ratio_high = median_ratio_interval(contender.rounds_ns, reference.rounds_ns) if reference else (None, None, None)
-    return Latency(
-        p50=p50,
-        p90=p90,
-        p50_low=p50_low,
-        p50_high=p50_high,
-        p90_low=p90_low,
-        p90_high=p90_high,
-        n=len(times_ms),
-        ratio_to_float=ratio,
-        ratio_low=ratio_low,
-        ratio_high=ratio_high,
-        stand_in=stand_in,
-    )
+def _quantiles(contender: Contender) -> dict[str, float | int]:
+    rounds_ms = [[one * MS for one in times] for times in contender.rounds_ns]
+    found: dict[str, float | int] = {"n": sum(map(len, rounds_ms))}
+    for name, q in QUANTILES.items():
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = block_quantile_interval(rounds_ms, q)
+    return found

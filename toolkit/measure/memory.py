@@ -1,15 +1,18 @@
-"""A memory cap on this process, for targets that have less memory than the host."""
+"""What a process has in memory, and a cap on it for targets that have less memory than the host."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from toolkit.errors import StageOutOfMemory
 from toolkit.plugins import Runtime
+
+OBSERVABLE = sys.platform.startswith("linux")
+"""Whether this system tells what a process has in memory, and can cap it."""
 
 
 def preload(runtime: Runtime) -> None:
@@ -32,7 +35,7 @@ def memory_cap(limit_bytes: int | None) -> Iterator[str]:
     """
     if limit_bytes is None:
         yield "none"
-    elif not sys.platform.startswith("linux"):
+    elif not OBSERVABLE:
         yield "not enforced here"
     else:
         with _data_limit(limit_bytes):
@@ -48,7 +51,7 @@ def _data_limit(limit_bytes: int) -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = _data_bytes() + limit_bytes
+    allowed = private_bytes() + limit_bytes
     if hard != resource.RLIM_INFINITY:
         allowed = min(allowed, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
@@ -58,8 +61,44 @@ def _data_limit(limit_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _data_bytes() -> int:
-    """Private writable memory of this process, as the kernel counts it for the limit."""
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmData:"))
-    return int(kib) * 1024
+def private_bytes(process: int | str = "self") -> int:
+    """Returns the private writable memory of a process, as the kernel counts it for the limit; 0 when it is gone. Linux only."""
+    return _status(process).get("VmData", 0)
+
+
+def forget_peak() -> None:
+    """Starts the peak of the resident set anew, see proc(5), clear_refs; where that is not allowed, it counts from the start."""
+    if OBSERVABLE:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def usage() -> dict[str, int]:
+    """Returns ``private_bytes``, ``resident_bytes`` and ``peak_resident_bytes`` of this process.
+
+    Elsewhere than on Linux all three are the peak of the resident set (getrusage(2)); 0 where there is not even that.
+    """
+    if OBSERVABLE:
+        status = _status("self")
+        fields = {"private_bytes": "VmData", "resident_bytes": "VmRSS", "peak_resident_bytes": "VmHWM"}
+        return {name: status.get(field, 0) for name, field in fields.items()}
+    peak = _largest_resident_set()
+    return {"private_bytes": peak, "resident_bytes": peak, "peak_resident_bytes": peak}
+
+
+def _largest_resident_set() -> int:
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status(process: int | str) -> dict[str, int]:
+    """The sizes of ``/proc/PID/status``, in bytes."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return {}
+    return {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in status.splitlines() if line.endswith(" kB")}

@@ -13,8 +13,8 @@ from toolkit.artifact import Signature
 from toolkit.errors import InputRejected, ParityFailed
 from toolkit.job import Facts, Job
 from toolkit.measure.feed import Feed, fit, open_session
-from toolkit.measure.statistics import finite_db, power_ratio_db
 from toolkit.plugins import Session
+from toolkit.stats.signal import finite_db, power_ratio_db
 
 HINT = "convert with another route, or look for the first layer that differs"
 # Integers of any width may stand for each other; a float for an integer may not.

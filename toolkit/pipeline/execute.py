@@ -25,7 +25,7 @@ from toolkit.store import Entry, Store, digest_of
 from toolkit.worker import Workers
 
 # What stages without a preload of their own import anyway, and no framework: half a second of each.
-_COMMON = ("toolkit.dataset", "toolkit.evidence", "toolkit.config", "toolkit.columns", "toolkit.measure.accuracy")
+_COMMON = ("toolkit.dataset", "toolkit.evidence", "toolkit.config", "toolkit.columns")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import toolkit
 from toolkit.artifact import MANIFEST_SUFFIX
-from toolkit.config import PROJECT_FILE
+from toolkit.config import BASELINE_FILE, PROJECT_FILE
 from toolkit.errors import InputRejected
 from toolkit.store import digest_file, digest_of
 
@@ -41,8 +41,8 @@ def fingerprint_project(folder: Path, apart: Collection[Path] = ()) -> dict[str,
 
     A factory may read any file beside it and call any library, and another picture or another version of the library may
     give other data or another model. So every file counts, with the versions of all that the code imports. What does not
-    count: ``edgekit.toml`` (its options are in the keys by themselves), what tools keep beside the code (``.git``,
-    ``.venv``, caches), ``README``, ``CHANGELOG`` and ``LICENSE``, and Edgekit's own results.
+    count: ``edgekit.toml`` (its options are in the keys by themselves) and the baseline (which judges results), what tools keep
+    beside the code (``.git``, ``.venv``, caches), ``README``, ``CHANGELOG`` and ``LICENSE``, and Edgekit's own results.
 
     Args:
         folder: The project's folder.
@@ -54,7 +54,9 @@ def fingerprint_project(folder: Path, apart: Collection[Path] = ()) -> dict[str,
     if not folder.is_dir():
         raise InputRejected("does not exist", where=str(folder), hint="check the path")
     left_out = {path.resolve() for path in apart}
-    files = [file for file in _walk(folder, left_out) if not _is_ours(file) and file.name != PROJECT_FILE and file.stem not in _PROSE]
+    files = [
+        file for file in _walk(folder, left_out) if not _is_ours(file) and file.name not in (PROJECT_FILE, BASELINE_FILE) and file.stem not in _PROSE
+    ]
     imported = {name for file in files if file.suffix == ".py" for name in _imports(file)}
     distributions = metadata.packages_distributions()
     names = {distribution for name in imported for distribution in distributions.get(name, ())}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from toolkit import environment, plugins, resources
 from toolkit.artifact import Artifact
-from toolkit.checks import budgets as budget_checks
-from toolkit.config import Budgets, Target, Task, make_budgets, nearest
+from toolkit.config import Metrics, Target, Task, Timing, check_metrics, make_budgets
 from toolkit.errors import ConfigError
-from toolkit.evidence import Benchmark, Change, Evaluation, Latency, Metric, Report, Row
-from toolkit.pipeline import steps
+from toolkit.evidence import Benchmark, Evaluation, Report
+from toolkit.limits import Budgets, check_against
+from toolkit.mistakes import explain, nearest
+from toolkit.pipeline import baseline as baselines
+from toolkit.pipeline import measuring
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.listener import Listener
+from toolkit.pipeline.rows import accuracy_records, curve_records, machine_records, make_row, read_outcomes
 from toolkit.pipeline.single import Samples, on_disk, open_model, random_samples, run_steps, runtime_of
 from toolkit.pipeline.steps import Need, Step
 from toolkit.store import Store
@@ -31,23 +36,27 @@ def evaluate(
     reference: Model | None = None,
     task: Task = "image-classification",
     output: str | None = None,
+    classes: Sequence[str] = (),
+    metrics: Metrics | Mapping[str, Any] | None = None,
     store: Store | None = None,
     listener: Listener | None = None,
 ) -> Evaluation:
-    """Measures accuracy on the target's runtime, and the paired change against a reference on the same samples.
+    """Measures a task's metrics on the target's runtime, and their paired changes against a reference on the same samples.
 
     Args:
         artifact: The model file.
-        data: Held-out samples by input name, with ``label`` ``[n] int``; or a path to them.
+        data: Held-out samples by input name, with the answers as ``label``; or a path to them.
         target: A shipped target's name, a path to a ``.toml`` file, or a target.
         reference: A model of any executable format to compare with, usually the float source.
         task: What the model does.
-        output: Name of the output that holds the class scores; needed when that cannot be told from the file.
+        output: Name of the output that answers; needed when that cannot be told from the file.
+        classes: Names of the classes, by index; the symbols for speech recognition.
+        metrics: Which metric is the primary one, and which class is the positive one; see :class:`toolkit.config.Metrics`.
         store: Where stage outputs are kept; the user's cache by default.
         listener: Who hears about progress.
 
     Returns:
-        Accuracy with its interval, sample count, and the change when there is a reference.
+        Every metric with its interval, the changes, what happened to each class, and the label flips.
 
     Raises:
         ConfigError: An unknown target, or one whose runtime does not execute this format.
@@ -55,11 +64,19 @@ def evaluate(
         MissingExtra: The runtime is not installed.
         StageError: The runtime failed, or ran out of the target's memory.
     """
+    question = _question(task, output, classes, metrics, Budgets())
     opened, _ = open_model(artifact, store)
     place = _target(target)
     with on_disk(data) as samples:
-        chain = _evaluation_steps(opened, samples, place, reference, task, output, store)
-        return _evaluation(opened, place, run_steps(chain, store, listener)["evaluate"])
+        result = run_steps(_evaluation_steps(opened, samples, place, reference, question, store), store, listener)["evaluate"]
+    return Evaluation(
+        artifact=opened.path.name,
+        runtime=place.runtime,
+        target=place.name,
+        stand_in=place.stand_in,
+        cached=result.cached,
+        **accuracy_records(result.facts),
+    )
 
 
 def benchmark(
@@ -69,10 +86,12 @@ def benchmark(
     baseline: Model | None = None,
     data: Samples | None = None,
     seconds: float = 1.0,
+    batches: Sequence[int] = (),
+    threads: Sequence[int] = (),
     store: Store | None = None,
     listener: Listener | None = None,
 ) -> Benchmark:
-    """Times one inference at a time, interleaved with a baseline of the same format.
+    """Times one inference at a time, interleaved with a baseline of the same format; measures cold start, memory and the roofline.
 
     Args:
         artifact: The model file.
@@ -80,6 +99,8 @@ def benchmark(
         baseline: The model that the ratio is taken against, usually the float twin.
         data: Samples to feed; random ones by default.
         seconds: Timed seconds for each model.
+        batches: Batch sizes of a throughput curve; none is drawn when this and ``threads`` are empty.
+        threads: Thread counts of the curve; the target's by default.
         store: Where stage outputs are kept; latencies never are.
         listener: Who hears about progress.
 
@@ -91,9 +112,18 @@ def benchmark(
     """
     opened, contents = open_model(artifact, store)
     place = _target(target)
+    for name, values in (("batches", batches), ("threads", threads)):
+        if any(not isinstance(value, int) or value < 1 for value in values):
+            raise ConfigError(f"expected whole numbers from 1, found {list(values)}", where=name, hint="for example 1, 2, 4")
     with on_disk(data if data is not None else random_samples(contents.signature)) as samples:
-        step = _benchmark_step(opened, samples, place, _opened_baseline(baseline, place, store), seconds)
-        return _benchmark(opened, place, run_steps([step], store, listener)[step.id])
+        chain = _machine_steps(opened, samples, place, _opened_baseline(baseline, place, store), seconds, processes=5)
+        if batches or threads:
+            chain.append(
+                measuring.curve("curve", opened.path, samples, runtime_of(place, opened), place, Timing(seconds=seconds), batches or (1,), threads)
+            )
+        results = run_steps(chain, store, listener)
+    drawn = curve_records(results["curve"].facts) if "curve" in results else ()
+    return Benchmark(artifact=opened.path.name, runtime=place.runtime, target=place.name, curve=drawn, **_machine(place, results))
 
 
 def check(
@@ -105,7 +135,10 @@ def check(
     budgets: Budgets | Mapping[str, Any] | None = None,
     task: Task = "image-classification",
     output: str | None = None,
+    classes: Sequence[str] = (),
+    metrics: Metrics | Mapping[str, Any] | None = None,
     seconds: float = 1.0,
+    baseline: str | Path | None = None,
     store: Store | None = None,
     listener: Listener | None = None,
 ) -> Report:
@@ -115,11 +148,14 @@ def check(
         artifact: The model file.
         data: Held-out samples with ``label``, or a path to them.
         target: A shipped target's name, a path to a ``.toml`` file, or a target.
-        reference: The float source; ``max_drop`` is judged against it, and the size ratio when its format is the same.
+        reference: The float source; ``max_drop`` is judged against it, and the ratios when its format is the same.
         budgets: Limits, as :class:`toolkit.Budgets` or a dictionary; the target's own apply where these say nothing.
         task: What the model does.
-        output: Name of the output that holds the class scores; needed when that cannot be told from the file.
+        output: Name of the output that answers; needed when that cannot be told from the file.
+        classes: Names of the classes, by index; the symbols for speech recognition.
+        metrics: Which metric is the primary one, and which class is the positive one; see :class:`toolkit.config.Metrics`.
         seconds: Timed seconds.
+        baseline: A committed baseline file that the evidence is held against too.
         store: Where stage outputs are kept; the user's cache by default.
         listener: Who hears about progress.
 
@@ -130,53 +166,50 @@ def check(
         ToolkitError: As :func:`evaluate` and :func:`benchmark`.
     """
     own = budgets if isinstance(budgets, Budgets) else make_budgets(dict(budgets or {}))
+    question = _question(task, output, classes, metrics, own)
+    committed = baselines.load(Path(baseline)) if baseline is not None else None
     opened, _ = open_model(artifact, store)
     place = _target(target)
     twin = open_model(reference, store)[0] if reference is not None else None
     same_format = twin is not None and twin.format == opened.format
-    if twin and own.max_size_ratio and not same_format:
-        message = f"max_size_ratio compares files of one format; the model is {opened.format}, the reference {twin.format}"
-        raise ConfigError(message, where=str(twin.path), hint=f"give the float {opened.format} file as the reference")
+    _comparable(own, opened, twin)
+    check_against(own.over(place.budgets), memory_mb=place.memory_mb, where="budgets")
     with on_disk(data) as samples:
-        timing = _benchmark_step(opened, samples, place, twin if same_format else None, seconds)
-        results = run_steps([*_evaluation_steps(opened, samples, place, reference, task, output, store), timing], store, listener)
-    evaluation = _evaluation(opened, place, results["evaluate"])
-    latency = _benchmark(opened, place, results[timing.id]).latency_ms
-    findings = budget_checks.judge(
+        timing = _machine_steps(opened, samples, place, twin if same_format else None, seconds, processes=measuring.COLD_PROCESSES)
+        results = run_steps([*_evaluation_steps(opened, samples, place, reference, question, store), *timing], store, listener)
+    row = make_row(
+        opened.path.name,
+        opened.format,
+        opened.scheme,
+        place,
         own.over(place.budgets),
         size_bytes=opened.size_bytes,
         float_size_bytes=twin.size_bytes if twin and same_format else None,
-        metric=evaluation.metric,
-        change=evaluation.change,
-        latency=latency,
-        scheme=opened.scheme,
-    )
-    verdict, reason = budget_checks.row_verdict(findings)
-    row = Row(
-        artifact=opened.path.name,
-        format=opened.format,
-        scheme=opened.scheme,
-        runtime=place.runtime,
-        target=place.name,
-        stand_in=place.stand_in,
-        size_bytes=opened.size_bytes,
-        metric=evaluation.metric,
-        change=evaluation.change,
-        latency_ms=latency,
+        own_twin=opened.scheme == "float32" and reference is None,
+        measured={**accuracy_records(results["evaluate"].facts), **_machine(place, results)},
         cached=results["evaluate"].cached,
-        verdict=verdict,
-        reason=reason,
-        findings=findings,
     )
-    return Report(
-        schema=1,
+    report = Report(
+        schema=2,
         project=opened.manifest.name,
-        verdict=verdict,
+        verdict=row.verdict,
         source=_reference_evaluation(twin, results),
         rows=(row,),
         stages=tuple(result.record for result in results.values()),
         environment=environment.describe(),
     )
+    right = read_outcomes(results["evaluate"].folder)
+    return baselines.hold(report, {} if right is None else {(row.artifact, row.target): right}, committed, whole=False) if committed else report
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of a model's outputs."""
+
+    task: Task
+    output: str | None
+    classes: tuple[str, ...]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -188,6 +221,19 @@ class _Roles:
 
 
 _ROLES = _Roles()
+
+
+def _question(task: Task, output: str | None, classes: Sequence[str], metrics: Metrics | Mapping[str, Any] | None, budgets: Budgets) -> _Question:
+    if task not in get_args(Task):
+        raise ConfigError(f"unknown task {task!r}", where="task", hint=nearest(str(task), list(get_args(Task))))
+    try:
+        wanted = metrics if isinstance(metrics, Metrics) else Metrics.model_validate(dict(metrics or {}))
+        check_metrics(task, wanted, budgets)
+    except ValidationError as error:
+        raise explain(Metrics, error, "metrics") from error
+    except ValueError as error:
+        raise ConfigError(str(error), where="metrics", hint="see docs/configuration.md") from error
+    return _Question(task, output, tuple(classes), wanted)
 
 
 def _target(target: str | Target) -> Target:
@@ -202,86 +248,67 @@ def _opened_baseline(baseline: Model | None, target: Target, store: Store | None
     return opened
 
 
+def _comparable(budgets: Budgets, opened: Artifact, twin: Artifact | None) -> None:
+    """A ratio compares files of one format."""
+    for name in ("max_size_ratio", "max_latency_ratio"):
+        if getattr(budgets, name) and twin is not None and twin.format != opened.format:
+            message = f"{name} compares files of one format; the model is {opened.format}, the reference {twin.format}"
+            raise ConfigError(message, where=str(twin.path), hint=f"give the float {opened.format} file as the reference")
+
+
 def _evaluation_steps(
-    opened: Artifact, samples: Path, target: Target, reference: Model | None, task: Task, output: str | None, store: Store | None
+    opened: Artifact, samples: Path, target: Target, reference: Model | None, question: _Question, store: Store | None
 ) -> list[Step]:
     """The reference first, on the runtime of its own format, then the candidate on the target's."""
-    if task not in get_args(Task):
-        raise ConfigError(f"unknown task {task!r}", where="task", hint=nearest(str(task), list(get_args(Task))))
     runtime = runtime_of(target, opened)
+    shared: dict[str, Any] = {"task": question.task, "classes": question.classes, "metrics": question.metrics}
     chain = []
     if reference is not None:
         other, _ = open_model(reference, store)
         own = plugins.runtime_for(other.format)
+        output = question.output or other.manifest.evidence.get("output")
         chain.append(
-            steps.evaluate(
-                "evaluate:reference",
-                other.path,
-                samples,
-                own,
-                threads=1,
-                memory_mb=None,
-                task=task,
-                reference=None,
-                output=output or other.manifest.evidence.get("output"),
-            )
+            measuring.evaluate("evaluate:reference", other.path, samples, own, threads=1, memory_mb=None, reference=None, output=output, **shared)
         )
     chain.append(
-        steps.evaluate(
+        measuring.evaluate(
             "evaluate",
             opened.path,
             samples,
             runtime,
             threads=target.threads,
             memory_mb=target.memory_mb,
-            task=task,
             reference=Need("evaluate:reference") if reference is not None else None,
-            output=output or opened.manifest.evidence.get("output"),
+            output=question.output or opened.manifest.evidence.get("output"),
+            **shared,
         )
     )
     return chain
 
 
-def _benchmark_step(opened: Artifact, samples: Path, target: Target, baseline: Artifact | None, seconds: float) -> Step:
+def _machine_steps(opened: Artifact, samples: Path, target: Target, baseline: Artifact | None, seconds: float, *, processes: int) -> list[Step]:
     if not isinstance(seconds, int | float) or not seconds > 0:
         raise ConfigError(f"expected a positive number, found {seconds!r}", where="seconds", hint="give the time to measure each model for")
-    models: dict[str, Need | Path] = {_ROLES.candidate: opened.path}
-    if baseline:
-        models[_ROLES.baseline] = baseline.path
-    return steps.benchmark(
-        "benchmark",
-        models,
-        samples,
-        runtime_of(target, opened),
-        threads=target.threads,
-        seconds=seconds,
-        baseline=_ROLES.baseline if baseline else None,
-        stand_in=target.stand_in,
-    )
+    runtime = runtime_of(target, opened)
+    candidate: dict[str, Need | Path] = {_ROLES.candidate: opened.path}
+    models = {**candidate, **({_ROLES.baseline: baseline.path} if baseline else {})}
+    timing = Timing(seconds=float(seconds))
+    return [
+        measuring.benchmark("benchmark", models, samples, runtime, target, timing, baseline=_ROLES.baseline if baseline else None),
+        measuring.roofline("roofline", candidate, opened.format, target),
+        measuring.cold("coldstart", candidate, samples, runtime, target, processes=processes),
+    ]
 
 
-def _evaluation(opened: Artifact, target: Target, result: Result) -> Evaluation:
-    change = result.facts.get("change")
-    return Evaluation(
-        artifact=opened.path.name,
-        runtime=target.runtime,
-        target=target.name,
-        metric=Metric.model_validate(result.facts["metric"]),
-        change=Change.model_validate(change) if change else None,
-        stand_in=target.stand_in,
-        cached=result.cached,
-    )
+def _machine(target: Target, results: Mapping[str, Result]) -> dict[str, Any]:
+    """What was measured of the candidate on this machine."""
+    timed, cold, roofline = (results[step].facts for step in ("benchmark", "coldstart", "roofline"))
+    return machine_records(_ROLES.candidate, timed, cold, roofline, target.stand_in)
 
 
-def _reference_evaluation(twin: Artifact | None, results: dict[str, Result]) -> Evaluation | None:
+def _reference_evaluation(twin: Artifact | None, results: Mapping[str, Result]) -> Evaluation | None:
     if twin is None:
         return None
     result = results["evaluate:reference"]
     runtime = plugins.runtime_for(twin.format).name
-    metric = Metric.model_validate(result.facts["metric"])
-    return Evaluation(artifact=twin.path.name, runtime=runtime, target="source", metric=metric, cached=result.cached)
-
-
-def _benchmark(opened: Artifact, target: Target, result: Result) -> Benchmark:
-    latency = Latency.model_validate(result.facts[_ROLES.candidate])
-    return Benchmark(artifact=opened.path.name, runtime=target.runtime, target=target.name, latency_ms=latency)
+    return Evaluation(artifact=twin.path.name, runtime=runtime, target="source", cached=result.cached, **accuracy_records(result.facts))

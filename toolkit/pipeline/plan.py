@@ -8,7 +8,8 @@ from pathlib import Path
 from toolkit import display, intake, plugins, resources
 from toolkit.config import PROJECT_FILE, Project, Recipe, Target
 from toolkit.errors import ConfigError, InputRejected
-from toolkit.pipeline import steps
+from toolkit.limits import check_against
+from toolkit.pipeline import measuring, steps
 from toolkit.pipeline.steps import Fact, Need, Step, model_file
 
 FLOAT = "float32"
@@ -50,6 +51,8 @@ class RowPlan:
     target: Target
     evaluate: str
     benchmark: str
+    cold: str
+    roofline: str
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def make_plan(project: Project, folder: Path) -> Plan:
     source_format = _source_format(project, folder)
     demands = [_demand(project, resources.load_target(name, folder), source_format) for name in project.targets]
     _nothing_forgotten(project, demands)
+    _sensible(project, demands)
     recipe = _recipe(project, folder)
     candidates = _candidates(project.name, demands, source_format)
     quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
@@ -123,7 +127,8 @@ def make_plan(project: Project, folder: Path) -> Plan:
     chain += [steps.quantize(candidates[c.twin].model, c.format, c.scheme, recipe, Need("calibration", "calibration")) for c in quantized if recipe]
     chain.append(_source_evaluation(project, source_format))
     evaluations, rows = _evaluations(project, demands, candidates)
-    return Plan(project, folder, (*chain, *evaluations, *_benchmarks(project, rows, candidates)), tuple(candidates.values()), rows, source_format)
+    on_this_machine = _measurements(project, rows, candidates)
+    return Plan(project, folder, (*chain, *evaluations, *on_this_machine), tuple(candidates.values()), rows, source_format)
 
 
 def _all_there(project: Project, folder: Path) -> None:
@@ -159,6 +164,13 @@ def _nothing_forgotten(project: Project, demands: list[_Demand]) -> None:
         if not any(scheme in demand.schemes for demand in demands):
             offered = "; ".join(f"{demand.target.name}: {', '.join(demand.target.schemes)}" for demand in demands)
             raise ConfigError(f"none of the targets runs scheme {scheme!r}", hint=f"they run {offered}")
+
+
+def _sensible(project: Project, demands: list[_Demand]) -> None:
+    """Budgets that a target makes impossible to miss or to hold are refused."""
+    for target in (demand.target for demand in demands):
+        limits = project.budgets.over(target.budgets)
+        check_against(limits, memory_mb=target.memory_mb, timeout_seconds=project.timing.stage_timeout_seconds, where=f"budgets on {target.name}")
 
 
 def _recipe(project: Project, folder: Path) -> Recipe | None:
@@ -208,7 +220,7 @@ def _conversion(project: Project, candidate: Candidate, source_format: str) -> S
 
 
 def _source_evaluation(project: Project, source_format: str) -> Step:
-    return steps.evaluate(
+    return measuring.evaluate(
         "evaluate:source",
         Need("source", model_file(source_format)),
         Need("data", "eval"),
@@ -219,6 +231,7 @@ def _source_evaluation(project: Project, source_format: str) -> Step:
         reference=None,
         output=SCORES,
         classes=project.data.classes,
+        metrics=project.metrics,
     )
 
 
@@ -229,11 +242,12 @@ def _evaluations(project: Project, demands: list[_Demand], candidates: dict[str,
     for demand in demands:
         target = demand.target
         runtime = plugins.get("runtimes", target.runtime)
+        place = f"{demand.format}@{target.runtime}-t{target.threads}" + "".join(f"-c{cpu}" for cpu in target.cpus)
         setting = f"{target.runtime}-t{target.threads}" + (f"-m{target.memory_mb}" if target.memory_mb else "")
         for scheme in demand.schemes:
             candidate = candidates[f"{project.name}.{scheme}.{demand.format}"]
             id = f"evaluate:{candidate.format}:{scheme}@{setting}"
-            found[id] = steps.evaluate(
+            found[id] = measuring.evaluate(
                 id,
                 candidate.model,
                 Need("data", "eval"),
@@ -244,33 +258,32 @@ def _evaluations(project: Project, demands: list[_Demand], candidates: dict[str,
                 reference=Need("evaluate:source"),
                 output=SCORES,
                 classes=project.data.classes,
+                metrics=project.metrics,
             )
-            rows.append(RowPlan(candidate, target, id, f"benchmark:{demand.format}@{target.runtime}-t{target.threads}"))
+            rows.append(RowPlan(candidate, target, id, f"benchmark:{place}", f"coldstart:{demand.format}@{setting}", f"roofline:{place}"))
     return list(found.values()), tuple(rows)
 
 
-def _benchmarks(project: Project, rows: tuple[RowPlan, ...], candidates: dict[str, Candidate]) -> list[Step]:
-    """One interleaved measurement for each runtime and thread count, of every model that runs so."""
+def _measurements(project: Project, rows: tuple[RowPlan, ...], candidates: dict[str, Candidate]) -> list[Step]:
+    """Latency, cold start and roofline: each once for all models that a machine setting has in common."""
     found = []
     for id in dict.fromkeys(row.benchmark for row in rows):
         together = [row for row in rows if row.benchmark == id]
-        twin = together[0].candidate.twin
-        models = {twin: candidates[twin].model, **{row.candidate.file: row.candidate.model for row in together}}
+        twin = candidates[together[0].candidate.twin]
+        models = {twin.file: twin.model, **_models(together)}
         target = together[0].target
         runtime = plugins.get("runtimes", target.runtime)
-        found.append(
-            steps.benchmark(
-                id,
-                models,
-                Need("data", "eval"),
-                runtime,
-                threads=target.threads,
-                seconds=project.timing.seconds,
-                baseline=twin,
-                stand_in=target.stand_in,
-            )
-        )
+        found.append(measuring.benchmark(id, models, Need("data", "eval"), runtime, target, project.timing, baseline=twin.file))
+        found.append(measuring.roofline(together[0].roofline, _models(together), twin.format, target))
+    for id in dict.fromkeys(row.cold for row in rows):
+        together = [row for row in rows if row.cold == id]
+        target = together[0].target
+        found.append(measuring.cold(id, _models(together), Need("data", "eval"), plugins.get("runtimes", target.runtime), target))
     return found
+
+
+def _models(rows: list[RowPlan]) -> dict[str, Need | Path]:
+    return {row.candidate.file: row.candidate.model for row in rows}
 
 
 _PURPOSES = {
@@ -282,6 +295,8 @@ _PURPOSES = {
     "quantize": "quantize, and read the bytes back",
     "evaluate": "run the held-out samples",
     "benchmark": "time one inference, interleaved with the float twin",
+    "coldstart": "load and run once in fresh processes: time and memory",
+    "roofline": "measure what this CPU could do at best",
 }
 
 

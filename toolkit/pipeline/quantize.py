@@ -7,8 +7,9 @@ from pathlib import Path
 
 from toolkit import plugins, resources
 from toolkit.artifact import Artifact
-from toolkit.config import Recipe, nearest
+from toolkit.config import Recipe
 from toolkit.errors import ConfigError, InputRejected
+from toolkit.mistakes import nearest
 from toolkit.pipeline import deliver, steps
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import FLOAT

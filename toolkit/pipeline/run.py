@@ -8,16 +8,18 @@ from typing import Any
 
 from toolkit import environment
 from toolkit.artifact import Artifact, Frozen
-from toolkit.checks import budgets
+from toolkit.checks.baseline import Baseline
 from toolkit.config import load_project
 from toolkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, from_dict
-from toolkit.evidence import Change, Evaluation, Latency, Metric, Report, Row, Verdict, worst
+from toolkit.evidence import Evaluation, Report, Row, Verdict, worst
+from toolkit.pipeline import baseline as baselines
 from toolkit.pipeline import deliver
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import Candidate, Plan, RowPlan, make_plan
+from toolkit.pipeline.rows import Outcomes, accuracy_records, machine_records, make_row, read_outcomes
 from toolkit.pipeline.steps import model_file
-from toolkit.report import html, json, junit, markdown
+from toolkit.report import html, json, junit, markdown, sarif
 from toolkit.store import Store
 
 OUTPUT = "edgekit-out"
@@ -52,6 +54,7 @@ def run(
     store: Store | None = None,
     listener: Listener | None = None,
     jobs: int | None = None,
+    baseline: str | Path | None = None,
 ) -> Run:
     """Takes a project from training to a checked bundle.
 
@@ -61,6 +64,7 @@ def run(
         store: Where stage outputs are kept; the user's cache by default.
         listener: Who hears about progress.
         jobs: How many steps may run side by side.
+        baseline: A committed baseline file that the evidence is held against too.
 
     Returns:
         The report and the delivered files. A failed budget, or a stage that failed for some of the targets, is a row
@@ -75,23 +79,53 @@ def run(
     plan = plan_project(project)
     folder = Path(output) if output else plan.folder / OUTPUT
     deliver.check_output(folder, plan.folder)
+    committed = baselines.load(Path(baseline)) if baseline is not None else None
     results = _execute(plan, store, listener, jobs)
-    report = make_report(plan, results)
+    report = _held(make_report(plan, results), plan, results, committed)
     artifacts = _deliver(plan, results, folder)
-    _write_reports(report, folder)
+    write_reports(report, folder)
     return Run(report=report, artifacts=artifacts, folder=folder)
 
 
-def check_project(project: str | Path, *, store: Store | None = None, listener: Listener | None = None, jobs: int | None = None) -> Report:
-    """Holds a project's evidence against its budgets, without delivering any file.
+def check_project(
+    project: str | Path,
+    *,
+    store: Store | None = None,
+    listener: Listener | None = None,
+    jobs: int | None = None,
+    baseline: str | Path | None = None,
+) -> Report:
+    """Holds a project's evidence against its budgets and its baseline, without delivering any file.
 
     What was computed before comes from the store; latency is measured anew.
+
+    Args:
+        project: Folder with an ``edgekit.toml``, or the file itself.
+        store: Where stage outputs are kept; the user's cache by default.
+        listener: Who hears about progress.
+        jobs: How many steps may run side by side.
+        baseline: A committed baseline file that the evidence is held against too.
 
     Raises:
         ToolkitError: As :func:`run`.
     """
     plan = plan_project(project)
-    return make_report(plan, _execute(plan, store, listener, jobs))
+    committed = baselines.load(Path(baseline)) if baseline is not None else None
+    results = _execute(plan, store, listener, jobs)
+    return _held(make_report(plan, results), plan, results, committed)
+
+
+def evidence_of(
+    project: str | Path, *, store: Store | None = None, listener: Listener | None = None, jobs: int | None = None
+) -> tuple[Report, Outcomes]:
+    """Returns a project's report without any baseline, and which samples each row got right.
+
+    Raises:
+        ToolkitError: As :func:`run`.
+    """
+    plan = plan_project(project)
+    results = _execute(plan, store, listener, jobs)
+    return make_report(plan, results), _outcomes(plan, results)
 
 
 def plan_project(project: str | Path) -> Plan:
@@ -127,7 +161,7 @@ def make_report(plan: Plan, results: Mapping[str, Result]) -> Report:
     """Judges every row of a plan."""
     rows = tuple(_row(plan, row, results) for row in plan.rows)
     return Report(
-        schema=1,
+        schema=2,
         project=plan.project.name,
         verdict=worst(row.verdict for row in rows),
         source=_source(plan, results),
@@ -135,6 +169,15 @@ def make_report(plan: Plan, results: Mapping[str, Result]) -> Report:
         stages=tuple(result.record for result in results.values()),
         environment=environment.describe(),
     )
+
+
+def _held(report: Report, plan: Plan, results: Mapping[str, Result], committed: Baseline | None) -> Report:
+    return baselines.hold(report, _outcomes(plan, results), committed) if committed else report
+
+
+def _outcomes(plan: Plan, results: Mapping[str, Result]) -> Outcomes:
+    found = {(row.candidate.file, row.target.name): read_outcomes(results[row.evaluate].folder) for row in plan.rows}
+    return {row: right for row, right in found.items() if right is not None}
 
 
 def _execute(plan: Plan, store: Store | None, listener: Listener | None, jobs: int | None) -> dict[str, Result]:
@@ -158,44 +201,22 @@ def _raise_if_nothing_came_out(plan: Plan, results: Mapping[str, Result]) -> Non
 
 def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> Row:
     candidate, target = row.candidate, row.target
-    made, evaluated, timed = results[candidate.step], results[row.evaluate], results[row.benchmark]
-    facts = evaluated.facts
-    metric = Metric.model_validate(facts["metric"]) if evaluated.ok else None
-    change = Change.model_validate(facts["change"]) if evaluated.ok and facts.get("change") else None
-    latency = _latency(row, timed)
-    size_bytes = _size_bytes(results[candidate.step], candidate.format)
-    findings = budgets.judge(
+    made, evaluated = results[candidate.step], results[row.evaluate]
+    timed, cold, roofline = results[row.benchmark], results[row.cold], results[row.roofline]
+    machine = machine_records(candidate.file, timed.facts, cold.facts, roofline.facts, target.stand_in)
+    return make_row(
+        candidate.file,
+        candidate.format,
+        candidate.scheme,
+        target,
         plan.project.budgets.over(target.budgets),
-        size_bytes=size_bytes,
+        size_bytes=_size_bytes(made, candidate.format),
         float_size_bytes=_twin_size_bytes(plan, row, results),
-        metric=metric,
-        change=change,
-        latency=latency,
-        scheme=candidate.scheme,
-    )
-    error = made.error or evaluated.error or timed.error
-    verdict, reason = (Verdict.FAIL, f"{error.code}: {error}") if error else budgets.row_verdict(findings)
-    return Row(
-        artifact=candidate.file,
-        format=candidate.format,
-        scheme=candidate.scheme,
-        runtime=target.runtime,
-        target=target.name,
-        stand_in=target.stand_in,
-        size_bytes=size_bytes,
-        metric=metric,
-        change=change,
-        latency_ms=latency,
+        measured={**accuracy_records(evaluated.facts), **machine},
+        own_twin=candidate.file == candidate.twin,
         cached=_all_cached(plan, row.evaluate, results),
-        verdict=verdict,
-        reason=reason,
-        findings=() if error else findings,
+        error=made.error or evaluated.error or timed.error or cold.error or roofline.error,
     )
-
-
-def _latency(row: RowPlan, timed: Result) -> Latency | None:
-    measured = timed.facts.get(row.candidate.file)
-    return Latency.model_validate({**measured, "stand_in": row.target.stand_in}) if measured else None
 
 
 def _size_bytes(made: Result, format: str) -> int | None:
@@ -221,8 +242,8 @@ def _source(plan: Plan, results: Mapping[str, Result]) -> Evaluation | None:
         artifact=f"{plan.project.name} (source, {plan.source_format})",
         runtime=str(next(step for step in plan.steps if step.id == "evaluate:source").options["runtime"]),
         target="source",
-        metric=Metric.model_validate(result.facts["metric"]),
         cached=result.cached,
+        **accuracy_records(result.facts),
     )
 
 
@@ -256,7 +277,20 @@ def _calibration_facts(plan: Plan, candidate: Candidate, results: Mapping[str, R
     return {"calibration_samples": results["calibration"].facts} if "calibration" in needs else {}
 
 
-def _write_reports(report: Report, folder: Path) -> None:
-    """Writes the report in every form; ``report.json`` last, as programs wait for it."""
-    for name, renderer in (("report.md", markdown), ("report.html", html), ("junit.xml", junit), ("report.json", json)):
-        deliver.write_text(folder / name, renderer.render(report))
+def write_reports(report: Report, folder: Path) -> None:
+    """Writes the report in every form; ``report.json`` last, as programs wait for it.
+
+    Raises:
+        SetupError: The folder cannot be written.
+    """
+    for name, renderer in _FORMS.items():
+        deliver.write_text(folder / name, renderer(report))
+
+
+_FORMS = {
+    "report.md": markdown.render,
+    "report.html": html.render,
+    "report.sarif": sarif.render,
+    "junit.xml": junit.render,
+    "report.json": json.render,
+}

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from toolkit import intake, plugins
 from toolkit.artifact import Artifact, Manifest, Signature
-from toolkit.config import NAME_PATTERN, Target
+from toolkit.config import Target
 from toolkit.contents import Contents
 from toolkit.dataset import LABEL, Dataset, as_label
 from toolkit.errors import ConfigError, InputRejected, ToolkitError
+from toolkit.mistakes import NAME_PATTERN
 from toolkit.pipeline.deliver import check_writable, manifest_path
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener

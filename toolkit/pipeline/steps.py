@@ -1,6 +1,7 @@
 """Steps: what a stage is asked to do, from which inputs.
 
-One builder per stage; this is the only place that knows a stage's dotted name and which of its options decide its output.
+One builder per stage; this, :mod:`toolkit.pipeline.measuring` and the modules of single verbs know a stage's dotted name and which
+of its options decide its output.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def calibration(recipe: Recipe, *, samples: int | None, seed: int, origin: Need 
         "value_range": recipe.value_range,
         "seed": seed,
     }
-    needs, files = _origin("samples", origin)
+    needs, files = wire("samples", origin)
     return Step("calibration", "toolkit.samples.calibration:run", options, needs=needs, files=files)
 
 
@@ -180,7 +181,7 @@ def source_from_file(file: Path, format: str, parity: Parity, data: Need | Path,
     """A model file taken as it is, together with its outputs on real samples."""
     runtime = plugins.runtime_for(format)
     options = {"file": True, "format": format, "runtime": runtime.name, "samples": parity.samples, "outputs": list(outputs)}
-    needs, files = _origin("data", data)
+    needs, files = wire("data", data)
     return Step(
         "source",
         "toolkit.sources.stage:run",
@@ -203,7 +204,7 @@ def convert(program: Need | Path, route: plugins.Route, signature: Signature | F
         parity: How close is close enough.
     """
     runtime = plugins.runtime_for(route.format)
-    expected_needs, expected_files = _origin("expected", expected)
+    expected_needs, expected_files = wire("expected", expected)
     compare = Check(
         "parity",
         "toolkit.measure.parity:run",
@@ -219,7 +220,7 @@ def convert(program: Need | Path, route: plugins.Route, signature: Signature | F
         derived["signature"] = signature
     else:
         options["signature"] = signature.model_dump(mode="json")
-    needs, files = _origin("program", program)
+    needs, files = wire("program", program)
     return Step(
         f"convert:{route.format}",
         "toolkit.convert.stage:run",
@@ -236,7 +237,7 @@ def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calib
     """A quantized model, published only if its bytes are what its label says."""
     quantizer = plugins.quantizer(format, scheme)
     options = {"quantizer": quantizer.name, "scheme": scheme, "method": recipe.method, "per_channel": recipe.per_channel}
-    needs, files = _origin("model", model)
+    needs, files = wire("model", model)
     if scheme in quantizer.needs_calibration and calibration:
         needs["calibration"] = calibration
     return Step(
@@ -247,72 +248,6 @@ def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calib
         files=files,
         plugins=(quantizer,),
         checks=(_audit(format, scheme),),
-    )
-
-
-def evaluate(
-    id: str,
-    model: Need | Path,
-    data: Need | Path,
-    runtime: plugins.Runtime,
-    *,
-    threads: int,
-    memory_mb: int | None,
-    task: str,
-    reference: Need | None,
-    output: str | Fact | None = None,
-    classes: tuple[str, ...] = (),
-) -> Step:
-    """Scores and accuracy of one model on one runtime.
-
-    ``output`` names the class scores: runtimes sort outputs differently, so the first one of a file need not be the source's.
-    """
-    options = {
-        "runtime": runtime.name,
-        "threads": threads,
-        "memory_bytes": memory_mb * 1_000_000 if memory_mb else None,
-        "task": task,
-        "classes": list(classes),
-    }
-    derived = {"output": output} if isinstance(output, Fact) else {}
-    if isinstance(output, str):
-        options["output"] = output
-    model_needs, model_files = _origin("model", model)
-    data_needs, data_files = _origin("data", data)
-    needs = {**model_needs, **data_needs} | ({"reference": reference} if reference else {})
-    files = {**model_files, **data_files}
-    return Step(id, "toolkit.measure.accuracy:run", options, needs=needs, files=files, plugins=(runtime,), derived=derived)
-
-
-def benchmark(
-    id: str,
-    models: Mapping[str, Need | Path],
-    data: Need | Path,
-    runtime: plugins.Runtime,
-    *,
-    threads: int,
-    seconds: float,
-    baseline: str | None,
-    stand_in: str,
-) -> Step:
-    """Latency of several models on one runtime, interleaved; measured anew each time."""
-    options = {"runtime": runtime.name, "threads": threads, "seconds": seconds, "baseline": baseline, "stand_in": stand_in}
-    needs: dict[str, Need] = {}
-    files: dict[str, Path] = {}
-    for role, origin in {**models, "data": data}.items():
-        more_needs, more_files = _origin(role, origin)
-        needs.update(more_needs)
-        files.update(more_files)
-    return Step(
-        id,
-        "toolkit.measure.latency:run",
-        options,
-        needs=needs,
-        files=files,
-        plugins=(runtime,),
-        cached=False,
-        exclusive=True,
-        partial=True,
     )
 
 
@@ -334,5 +269,6 @@ def _looks_into(format: str) -> tuple[str, plugins.Plugin]:
     return ("toolkit.audit.stage", reader) if reader else ("toolkit.audit.unread", plugins.runtime_for(format))
 
 
-def _origin(role: str, origin: Need | Path) -> tuple[dict[str, Need], dict[str, Path]]:
-    return ({role: origin}, {}) if isinstance(origin, Need) else ({}, {role: origin})
+def wire(role: str, given: Need | Path) -> tuple[dict[str, Need], dict[str, Path]]:
+    """A step's needs or files for one role, by where it comes from."""
+    return ({role: given}, {}) if isinstance(given, Need) else ({}, {role: given})

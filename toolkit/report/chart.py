@@ -1,4 +1,4 @@
-"""Two small SVG charts, written by hand: accuracy with intervals, and latency quantiles."""
+"""Two small SVG charts, written by hand: the primary metric with intervals, and latency quantiles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from toolkit.evidence import Latency, Metric, Report, Row, show_latency
+from toolkit.evidence import Report, Row
+from toolkit.figures import Latency, Metric, show_latency, show_name, show_value
+from toolkit.metrics import scale as scale_of
 from toolkit.report import wording
 
 WIDTH = 540
@@ -20,18 +22,21 @@ LABEL_LENGTH = 29
 _Scale = Callable[[float], float]
 
 
-def accuracy(report: Report) -> str:
-    """Draws each measured accuracy as a dot with its 95 % interval, beside the float source; empty when nothing was measured."""
+def metric(report: Report) -> str:
+    """Draws each row's primary metric as a dot with its 95 % interval, beside the float source; empty when nothing was measured."""
     rows = [(row, row.metric) for row in report.rows if row.metric]
     if not rows:
         return ""
+    name = rows[0][1].name
     source = report.source.metric if report.source else None
-    shown = [metric for _, metric in rows] + ([source] if source else [])
-    ticks = _ticks(min(m.low for m in shown), max(m.high for m in shown), most=1.0)
+    shown = [one for _, one in rows] + ([source] if source else [])
+    kind = scale_of(name)
+    ticks = _ticks(min(m.low for m in shown), max(m.high for m in shown), most=kind.high)
     scale = _scale(ticks)
     parts = [_band(source, scale, len(rows))] if source else []
-    parts += [_rate(row, metric, index, scale) for index, (row, metric) in enumerate(rows)]
-    return _frame("Accuracy with 95 % intervals", parts, len(rows), ticks, scale, "accuracy, %", 100)
+    parts += [_rate(row, one, index, scale) for index, (row, one) in enumerate(rows)]
+    label = f"{show_name(name)}, %" if kind.rate else show_name(name)
+    return _frame(f"{show_name(name)} with 95 % intervals", parts, len(rows), ticks, scale, label, 100 if kind.rate else 1)
 
 
 def latency(report: Report) -> str:
@@ -51,7 +56,7 @@ def _rate(row: Row, metric: Metric, index: int, scale: _Scale) -> str:
     ends = "".join(f"M{x:.1f} {middle - 5}v10" for x in (low, high))
     return (
         f"{_label(row, index)}<path class='whisker' d='M{low:.1f} {middle}H{high:.1f}{ends}'/>"
-        f"<circle class='dot' cx='{scale(metric.value):.1f}' cy='{middle}' r='4.5'/>{_value(f'{metric.value:.2%}', index)}"
+        f"<circle class='dot' cx='{scale(metric.value):.1f}' cy='{middle}' r='4.5'/>{_value(show_value(metric.name, metric.value), index)}"
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from toolkit.evidence import TABLE_HEADER, Finding, Report, Row, StageRecord, Verdict, show_change, show_latency, show_size
+from toolkit.evidence import Finding, Report, Row, StageRecord, Verdict, table_header
+from toolkit.figures import show_change, show_latency, show_metric, show_name, show_size
 from toolkit.report import chart, wording
 from toolkit.report.style import CSS
 
@@ -17,7 +18,15 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def render(report: Report) -> str:
     """Writes the report as a self-contained HTML document."""
-    sections = (_head(report), _table(report), _charts(report), _findings(report), _stages(report), _environment(report.environment))
+    sections = (
+        _head(report),
+        _table(report),
+        _charts(report),
+        _findings(report),
+        _evidence(report),
+        _stages(report),
+        _environment(report.environment),
+    )
     title = _text(f"{report.project}: {report.verdict}")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -35,7 +44,7 @@ def _head(report: Report) -> str:
 
 
 def _table(report: Report) -> str:
-    header = "".join(f"<th{_class(name)}>{_text(name)}</th>" for name in TABLE_HEADER)
+    header = "".join(f"<th{_class(name)}>{_text(name)}</th>" for name in table_header(report.rows))
     body = "".join(f"<tr>{_row(row)}</tr>\n" for row in report.rows)
     note = wording.stand_in_note(report)
     noted = f"<p class='note'>{_text(note)}</p>" if note else ""
@@ -60,7 +69,10 @@ def _row(row: Row) -> str:
 
 def _accuracy(row: Row) -> str:
     metric = row.metric
-    return f"{metric.value:.2%}{_under(f'[{metric.low:.2%}, {metric.high:.2%}] n={metric.n}')}" if metric else "-"
+    if metric is None:
+        return "-"
+    value, _, interval = show_metric(metric).partition(" [")
+    return f"{_text(value)}{_under(f'[{interval}')}"
 
 
 def _change(row: Row) -> str:
@@ -79,18 +91,23 @@ def _latency(row: Row) -> str:
 
 
 def _charts(report: Report) -> str:
-    accuracy, latency = chart.accuracy(report), chart.latency(report)
+    measured, latency = chart.metric(report), chart.latency(report)
     source = " Dashed line and band: the float source." if report.source else ""
     figures = []
-    if accuracy:
+    if measured:
         figures.append(
-            _section("Accuracy", f"<figure>{accuracy}<figcaption>Dot and whiskers: value with 95 % interval.{source}</figcaption></figure>")
+            _section(_metric_name(report), f"<figure>{measured}<figcaption>Dot and whiskers: value with 95 % interval.{source}</figcaption></figure>")
         )
     if latency:
         where = wording.stand_in_note(report)
         caption = f"Bar: median (p50). Whisker: 90th percentile (p90). {_text(where)}"
         figures.append(_section("Latency", f"<figure>{latency}<figcaption>{caption}</figcaption></figure>"))
     return f"<div class='two'>\n{''.join(figures)}</div>\n" if figures else ""
+
+
+def _metric_name(report: Report) -> str:
+    name = show_name(next(row.metric.name for row in report.rows if row.metric))
+    return _text(name[:1].upper() + name[1:])
 
 
 def _findings(report: Report) -> str:
@@ -110,6 +127,18 @@ def _row_findings(row: Row) -> str:
 def _finding(finding: Finding) -> str:
     budget = f"<td class='budget'><code>{_text(finding.budget)}</code></td>"
     return f"<tr>{budget}<td class='judged'>{_badge(finding.verdict)}</td><td class='any'>{_text(finding.reason)}</td></tr>"
+
+
+def _evidence(report: Report) -> str:
+    """Everything that was measured, row by row, for whoever wants to know more than the verdict."""
+    found = [(row, wording.evidence_of(row)) for row in report.rows]
+    return _section("Evidence", "".join(_row_evidence(row, lines) for row, lines in found if lines)) if any(lines for _, lines in found) else ""
+
+
+def _row_evidence(row: Row, lines: Iterable[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><td class='budget soft'>{_text(name)}</td><td class='any'>{_text(figure)}</td></tr>" for name, figure in lines)
+    summary = f"<strong class='any'>{_text(row.artifact)}</strong> on {_text(row.target)}"
+    return f"<details><summary>{summary}</summary><table><tbody>{body}</tbody></table></details>\n"
 
 
 def _stages(report: Report) -> str:

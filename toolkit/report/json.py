@@ -1,4 +1,4 @@
-"""The report for programs: one JSON document with a published schema, ``docs/schemas/report-1.schema.json``."""
+"""The report for programs: one JSON document with a published schema, ``docs/schemas/report-2.schema.json``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def schema() -> dict[str, Any]:
         if "properties" in kind:
             kind["required"] = list(kind["properties"])
             _describe(kind)
-    return {"$schema": DIALECT, **document, "title": "Edgekit report, schema 1"}
+    return {"$schema": DIALECT, **document, "title": "Edgekit report, schema 2"}
 
 
 def _describe(kind: dict[str, Any]) -> None:

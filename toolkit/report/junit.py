@@ -47,7 +47,9 @@ def _budget_case(row: Row, finding: Finding) -> ElementTree.Element:
     case = _case(row.target, f"{row.artifact}:{finding.budget}", 0.0)
     reason = wording.printable(finding.reason)
     if finding.verdict is Verdict.FAIL:
-        ElementTree.SubElement(case, "failure", type=wording.printable(finding.budget), message=reason).text = reason
+        ElementTree.SubElement(case, "failure", type=wording.printable(finding.budget), message=reason).text = wording.printable(
+            f"{wording.place(row)}: {finding.reason}"
+        )
     elif finding.verdict is Verdict.INCONCLUSIVE:
         ElementTree.SubElement(case, "skipped", message=reason)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from toolkit.evidence import TABLE_HEADER, Report, StageRecord, Verdict, table_row
+from toolkit.evidence import Report, StageRecord, Verdict, table_header, table_row
 from toolkit.report import wording
 
 MARKS = {Verdict.PASS: "✅ pass", Verdict.FAIL: "❌ **fail**", Verdict.INCONCLUSIVE: "❔ inconclusive"}
@@ -21,6 +21,7 @@ def render(report: Report) -> str:
         *(_failure(stage) for stage in wording.failed(report)),
         _prose(wording.skipped_line(report)),
         _findings(report),
+        _evidence(report),
         _stages(report),
         _prose(wording.stand_in_note(report)),
     ]
@@ -32,7 +33,7 @@ def _rows(report: Report) -> str:
     for row in report.rows:
         artifact, *cells, _ = table_row(row)
         body.append([_code(artifact), *map(_prose, cells), MARKS[row.verdict]])
-    return _table(TABLE_HEADER, body)
+    return _table(table_header(report.rows), body)
 
 
 def _problems(report: Report) -> str:
@@ -55,6 +56,13 @@ def _findings(report: Report) -> str:
         for finding in row.findings
     ]
     return _folded(f"Every budget ({len(body)})", _table(("artifact", "target", "budget", "verdict", "reason"), body)) if body else ""
+
+
+def _evidence(report: Report) -> str:
+    body = [
+        [_code(row.artifact), _prose(row.target), _prose(name), _prose(figure)] for row in report.rows for name, figure in wording.evidence_of(row)
+    ]
+    return _folded(f"Evidence ({len(body)} figures)", _table(("artifact", "target", "figure", "measured"), body)) if body else ""
 
 
 def _stages(report: Report) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.evidence import TABLE_HEADER, Report, Row, StageRecord, Verdict, table_row
+from toolkit.evidence import Report, Row, StageRecord, Verdict, table_header, table_row
 from toolkit.report import wording
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _failure(stage: StageRecord) -> list[tuple[str, str, int]]:
 
 def _choose(report: Report, width: int | None) -> _Layout:
     rows = [tuple(wording.printable(cell) for cell in table_row(row)) for row in report.rows]
-    one_line: _Layout = (TABLE_HEADER, rows)
+    one_line: _Layout = (table_header(report.rows), rows)
     if width is None:
         return one_line
     stacked = _stacked(one_line, name_width=1000)

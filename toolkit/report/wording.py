@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 
-from toolkit.evidence import Finding, Report, Row, StageRecord, Verdict, show_metric, show_name, worst
+from toolkit.evidence import Finding, Report, Row, StageRecord, Verdict, worst
+from toolkit.figures import (
+    ClassChange,
+    ColdStart,
+    CurvePoint,
+    Flips,
+    Memory,
+    Roofline,
+    show_change,
+    show_metric,
+    show_name,
+    show_noise,
+    show_p50,
+    show_p90,
+    show_p99,
+    show_ratio,
+    show_size,
+)
 
 WHOLE_ROW = "row"
 
@@ -32,6 +49,75 @@ def stand_in_note(report: Report) -> str:
     if not stand_ins:
         return ""
     return f"Latency is measured at batch size 1 on a stand-in ({', '.join(stand_ins)}); it is not the device's."
+
+
+def evidence_of(row: Row) -> tuple[tuple[str, str], ...]:
+    """Lists everything that was measured of a row, as name and figure with its uncertainty."""
+    changes = {change.metric: change for change in row.changes}
+    found: list[tuple[str, str]] = []
+    for metric in row.metrics:
+        moved = f"; change {show_change(changes[metric.name])}" if metric.name in changes else ""
+        found.append((show_name(metric.name), f"{show_metric(metric)}, {metric.method}{moved}"))
+    if row.flips:
+        found.append(("label flips", flips_line(row.flips)))
+    if lost := [one for one in row.classes if one.lost > one.gained]:
+        found.append(("classes that lost most", "; ".join(map(class_line, lost[:3]))))
+    if timed := row.latency_ms:
+        found += [("p50", show_p50(timed)), ("p90", show_p90(timed)), ("p99", show_p99(timed))]
+        found += [("median / float twin", show_ratio(timed))] if timed.ratio_to_float is not None else []
+        found += [("noise (A/A)", show_noise(timed))] if timed.noise is not None else []
+    if row.roofline:
+        found.append(("roofline", roofline_line(row.roofline)))
+    if row.cold:
+        found.append(("cold start", cold_line(row.cold)))
+    if row.memory:
+        found.append(("memory", memory_line(row.memory)))
+    return tuple(found)
+
+
+def flips_line(flips: Flips) -> str:
+    """Says how many labels differ from the reference's, and which samples to look at first."""
+    share = f"{flips.count:,} of {flips.n:,} samples ({flips.count / flips.n:.2%})"
+    if not flips.listed:
+        return share
+    first = ", ".join(f"{flip.sample} ({flip.label}: {flip.reference} to {flip.candidate})" for flip in flips.listed[:3])
+    return f"{share}; first, as sample (label: reference to candidate): {first}"
+
+
+def class_line(one: ClassChange) -> str:
+    """Says what happened to a class."""
+    if one.reference is None or one.low is None or one.high is None:
+        return f"{one.name} {one.candidate:.2%} right, n={one.n}"
+    change, p_value = (one.candidate - one.reference) * 100, "" if one.p_value is None else f", adjusted p={one.p_value:.2g}"
+    return f"{one.name} {change:+.2f} pp [{one.low * 100:+.2f}, {one.high * 100:+.2f}] n={one.n}{p_value}"
+
+
+def cold_line(cold: ColdStart) -> str:
+    """Says how long the way from a file to its first answer is."""
+    load = f"load {cold.load_ms:.1f} ms [{cold.load_low:.1f} to {cold.load_high:.1f}]"
+    return f"{load}, first inference {cold.first_ms:.2f} ms [{cold.first_low:.2f} to {cold.first_high:.2f}], {cold.n} fresh processes"
+
+
+def memory_line(memory: Memory) -> str:
+    """Says how much memory a model takes on top of the interpreter."""
+    arena = "" if memory.arena_bytes is None else f", smallest arena {show_size(memory.arena_bytes)}"
+    cap = "" if memory.cap_bytes is None else f", cap {show_size(memory.cap_bytes)} {memory.cap}"
+    weights = f"weights {show_size(memory.weight_bytes)}"
+    return (
+        f"peak {show_size(memory.peak_bytes)} private, {show_size(memory.resident_bytes)} resident; {weights}{arena}{cap}; {memory.n} fresh processes"
+    )
+
+
+def roofline_line(roofline: Roofline) -> str:
+    """Says how much faster this CPU could be at best."""
+    floor = f"floor {roofline.floor_ms:.4f} ms ({roofline.bound} bound, {roofline.macs / 1e6:,.1f} M multiply-accumulates)"
+    return f"{roofline.reached:.0%} of it reached; {floor}"
+
+
+def point_line(point: CurvePoint) -> str:
+    """Says what throughput a batch size and thread count give."""
+    rate = f"{point.samples_per_second:,.0f} samples/s [{point.low:,.0f}, {point.high:,.0f}]"
+    return f"{rate}, p50 {point.p50_ms:.4f} ms, n={point.n}"
 
 
 def findings_of(row: Row) -> tuple[Finding, ...]:

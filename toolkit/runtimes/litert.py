@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.artifact import Signature, TensorSpec
-from toolkit.errors import InputRejected
+from toolkit.errors import ConfigError, InputRejected
+from toolkit.mistakes import nearest
 from toolkit.plugins import Arrays
 from toolkit.runtimes import complaints
 
+if TYPE_CHECKING:
+    from toolkit.runtimes.litert_profile import ProfiledLiteRtSession
+
 DEFAULT_SIGNATURE = "serving_default"
+# The interpreter's own kernels, as boards without XNNPACK use them, and the plain ones that define what an operator computes.
+_RESOLVERS = {"without XNNPACK": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference kernels": "BUILTIN_REF"}
 Details = Mapping[str, Mapping[str, Any]]
 
 
@@ -29,6 +35,7 @@ class LiteRt:
     distributions: tuple[str, ...] = ("ai-edge-litert",)
     extra = "edgekit[litert]"
     formats: tuple[str, ...] = ("tflite",)
+    variants: tuple[str, ...] = tuple(_RESOLVERS)
 
     def open(self, model: Path, *, threads: int) -> LiteRtSession:
         """Loads a model; see :meth:`toolkit.plugins.Runtime.open`.
@@ -37,10 +44,38 @@ class LiteRt:
             InputRejected: The file is missing, damaged, not TFLite, or has no signature that can be picked.
             StageOutOfMemory: The process may not have the memory the model needs.
         """
-        from ai_edge_litert.interpreter import Interpreter
+        return self._open(model, threads, "AUTO")
+
+    def open_variant(self, model: Path, *, threads: int, variant: str) -> LiteRtSession:
+        """Loads a model to be executed by other kernels, one of ``variants``; see :class:`toolkit.plugins.Runtime`.
+
+        Raises:
+            ConfigError: There is no such variant.
+            InputRejected: As :meth:`open`.
+            StageOutOfMemory: As :meth:`open`.
+        """
+        if variant not in _RESOLVERS:
+            raise ConfigError(f"{self.name} has no variant {variant!r}", where="variant", hint=nearest(variant, list(_RESOLVERS)))
+        return self._open(model, threads, _RESOLVERS[variant])
+
+    def open_profiled(self, model: Path, *, threads: int) -> ProfiledLiteRtSession:
+        """Loads a model whose operators are timed; see :class:`toolkit.plugins.Runtime`.
+
+        Raises:
+            SetupError: The installed LiteRT has another profiler than the one that is known.
+            InputRejected: As :meth:`open`.
+            StageOutOfMemory: As :meth:`open`.
+        """
+        from toolkit.runtimes import litert_profile
+
+        return litert_profile.open_profiled(model, threads=threads)
+
+    def _open(self, model: Path, threads: int, resolver: str) -> LiteRtSession:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         try:
-            interpreter = Interpreter(model_path=str(model), num_threads=threads)
+            kernels = getattr(OpResolverType, resolver)
+            interpreter = Interpreter(model_path=str(model), num_threads=threads, experimental_op_resolver_type=kernels)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError, MemoryError) as error:
             raise complaints.cannot_open(model, self.name, _spoken(error)) from error

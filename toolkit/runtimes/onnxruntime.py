@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.artifact import Signature, TensorSpec
+from toolkit.errors import ConfigError
+from toolkit.mistakes import nearest
 from toolkit.plugins import Arrays
 from toolkit.runtimes import complaints
 
+if TYPE_CHECKING:
+    from toolkit.runtimes.onnxruntime_profile import ProfiledOnnxSession
+
 # ONNX Runtime's words for element types that are not NumPy's.
 _DTYPES = {"float": "float32", "double": "float64", "string": "str"}
+# Each level fuses less than the one after it; the default fuses all that it can.
+_LEVELS = {
+    "optimization=disabled": "ORT_DISABLE_ALL",
+    "optimization=basic": "ORT_ENABLE_BASIC",
+    "optimization=extended": "ORT_ENABLE_EXTENDED",
+}
 
 
 class OnnxRuntime:
@@ -24,6 +35,7 @@ class OnnxRuntime:
     distributions: tuple[str, ...] = ("onnxruntime",)
     extra = "edgekit[onnx]"
     formats: tuple[str, ...] = ("onnx",)
+    variants: tuple[str, ...] = tuple(_LEVELS)
 
     def open(self, model: Path, *, threads: int) -> OnnxSession:
         """Loads a model; see :meth:`toolkit.plugins.Runtime.open`.
@@ -32,15 +44,43 @@ class OnnxRuntime:
             InputRejected: The file is missing, damaged or not ONNX.
             StageOutOfMemory: The process may not have the memory the model needs.
         """
+        return self._open(model, threads, "ORT_ENABLE_ALL")
+
+    def open_variant(self, model: Path, *, threads: int, variant: str) -> OnnxSession:
+        """Loads a model at another optimisation level, one of ``variants``; see :class:`toolkit.plugins.Runtime`.
+
+        Raises:
+            ConfigError: There is no such variant.
+            InputRejected: As :meth:`open`.
+            StageOutOfMemory: As :meth:`open`.
+        """
+        if variant not in _LEVELS:
+            raise ConfigError(f"{self.name} has no variant {variant!r}", where="variant", hint=nearest(variant, list(_LEVELS)))
+        return self._open(model, threads, _LEVELS[variant])
+
+    def open_profiled(self, model: Path, *, threads: int) -> ProfiledOnnxSession:
+        """Loads a model whose operators are timed; see :class:`toolkit.plugins.Runtime`.
+
+        Raises:
+            InputRejected: As :meth:`open`.
+            StageOutOfMemory: As :meth:`open`.
+        """
+        from toolkit.runtimes import onnxruntime_profile
+
+        return onnxruntime_profile.open_profiled(model, threads=threads)
+
+    def peak_gmacs(self, threads: int) -> dict[str, float]:
+        """Measures the runtime's own arithmetic peaks, in 10^9 multiply-accumulates a second; see :mod:`toolkit.measure.peaks`."""
+        from toolkit.runtimes import onnxruntime_peak
+
+        return onnxruntime_peak.peak_gmacs(threads)
+
+    def _open(self, model: Path, threads: int, level: str) -> OnnxSession:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except _errors() as error:
+            session = onnxruntime.InferenceSession(str(model), session_options(threads, level), providers=["CPUExecutionProvider"])
+        except errors() as error:
             raise complaints.cannot_open(model, self.name, error) from error
         return OnnxSession(session)
 
@@ -59,7 +99,7 @@ class OnnxSession:
         )
         self._run = session.run
         self._outputs = [spec.name for spec in self.signature.outputs]
-        self._errors = _errors()
+        self._errors = errors()
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Runs one batch.
@@ -75,7 +115,19 @@ class OnnxSession:
             raise complaints.cannot_run(self.signature, inputs, RUNTIME.name, error) from error
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def session_options(threads: int, level: str = "ORT_ENABLE_ALL") -> Any:
+    """Returns the options that every session is opened with."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def errors() -> tuple[type[Exception], ...]:
     """ONNX Runtime's own exceptions, which share no base class, and the plain ones it raises from Python."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

@@ -15,7 +15,7 @@ import numpy as np
 from toolkit.dataset import Dataset, load
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.job import Facts, Job
-from toolkit.samples.checks import check_dtypes, check_finite, ranges
+from toolkit.samples.checks import check_dtypes, check_finite, class_counts, ranges
 
 
 def run(job: Job) -> Facts:
@@ -26,7 +26,8 @@ def run(job: Job) -> Facts:
             ``min_samples``, ``selection`` (``stratified`` or ``random``), ``seed`` and ``value_range`` (``[low, high]`` or ``None``).
 
     Returns:
-        ``n``, ``selection``, ``per_class`` (by class index; empty without labels), ``sha256`` of the chosen rows, ``range``
+        ``n``, ``selection``, ``per_class`` (by class index; empty without labels, see
+        :func:`toolkit.samples.checks.class_counts`), ``sha256`` of the chosen rows, ``range``
         (smallest and largest value by column) and ``notes``.
 
     Raises:
@@ -41,9 +42,10 @@ def run(job: Job) -> Facts:
     _check_range(data, options.get("value_range"))
     selection = options.get("selection", "stratified")
     notes = []
-    if selection == "stratified" and data.label is None:
+    if selection == "stratified" and not _one_class_each(data):
         selection = "random"
-        notes.append("samples have no labels: rows are chosen at random instead of class by class")
+        missing = "no labels" if data.label is None else "not one class each"
+        notes.append(f"samples have {missing}: rows are chosen at random instead of class by class")
     rows = choose(len(data), data.label if selection == "stratified" else None, int(options["samples"]), int(options.get("seed", 0)))
     chosen = data.take(rows)
     _check_variety(chosen)
@@ -51,7 +53,7 @@ def run(job: Job) -> Facts:
     return {
         "n": len(chosen),
         "selection": selection,
-        "per_class": _per_class(chosen.label),
+        "per_class": {str(one): count for one, count in class_counts(chosen.label).items()},
         "sha256": _sha256(chosen),
         "range": ranges(chosen),
         "notes": notes,
@@ -154,10 +156,8 @@ def _signal_columns(data: Dataset) -> list[str]:
     return floats or (list(data.columns) if len(data.columns) == 1 else [])
 
 
-def _per_class(label: np.ndarray | None) -> dict[str, int]:
-    if label is None:
-        return {}
-    return {str(one): int(n) for one, n in zip(*np.unique(label, return_counts=True), strict=True)}
+def _one_class_each(data: Dataset) -> bool:
+    return data.label is not None and data.label.ndim == 1 and data.label.dtype.kind in "iu"
 
 
 def _sha256(data: Dataset) -> str:

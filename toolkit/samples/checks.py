@@ -1,15 +1,16 @@
-"""Checks that every data set passes before anything is computed from it. Columns may be memory-mapped: rows are read in chunks."""
+"""Checks that every data set passes before anything is computed from it. Columns may be memory-mapped: rows are read in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 
 import numpy as np
 
-from toolkit.dataset import Dataset
+from toolkit.dataset import Dataset, pieces
 from toolkit.errors import InputRejected
+from toolkit.metrics import IGNORED
 
-_CHUNK_BYTES = 16 * 2**20
+MOST_CLASSES = 1000
 
 
 def check_finite(data: Dataset) -> None:
@@ -21,7 +22,7 @@ def check_finite(data: Dataset) -> None:
     for name, column in data.columns.items():
         if column.dtype.kind not in "fc":
             continue
-        for start, rows in chunks(column):
+        for start, rows in pieces(column):
             bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
             if bad.any():
                 row = int(bad.argmax())
@@ -52,17 +53,28 @@ def check_dtypes(data: Dataset) -> None:
             raise InputRejected(found, where=data.where, hint="give samples with values")
 
 
-def chunks(column: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields ``(first row, rows)`` in pieces of a few megabytes."""
-    size = max(1, _CHUNK_BYTES // max(1, column[0].nbytes))
-    for start in range(0, len(column), size):
-        yield start, np.asarray(column[start : start + size])
+def class_counts(label: np.ndarray | None) -> dict[int, int]:
+    """Returns how many samples each class has; where parts of samples are labelled, how many parts that count.
+
+    Empty where nothing is labelled with classes: no labels, texts, or more than 1,000 different labels of parts, which are the
+    token ids of a vocabulary.
+    """
+    if label is None or label.dtype.kind not in "iu":
+        return {}
+    counts: Counter[int] = Counter()
+    for _, rows in pieces(label):
+        counts.update(dict(zip(*(found.tolist() for found in np.unique(rows, return_counts=True)), strict=True)))
+    if label.ndim > 1:
+        counts.pop(IGNORED, None)
+        if len(counts) > MOST_CLASSES:
+            return {}
+    return dict(sorted(counts.items()))
 
 
 def ranges(data: Dataset) -> dict[str, list[float]]:
     """Returns the smallest and largest value of every column, as ``[low, high]``."""
     found = {}
     for name, column in data.columns.items():
-        ends = [(rows.min(), rows.max()) for _, rows in chunks(column)]
+        ends = [(rows.min(), rows.max()) for _, rows in pieces(column)]
         found[name] = [float(min(low for low, _ in ends)), float(max(high for _, high in ends))]
     return found

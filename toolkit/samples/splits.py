@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.dataset import LABEL, Dataset, as_label, load
+from toolkit.dataset import LABEL, Dataset, answers, as_label, load, pieces
 from toolkit.errors import InputRejected
 from toolkit.factory import load_factory
 from toolkit.job import Facts, Job
-from toolkit.samples.checks import check_dtypes, check_finite
+from toolkit.samples.checks import check_dtypes, check_finite, class_counts
 
 SPLITS = ("train", "eval")
 PARITY_SAMPLES = 64
@@ -29,12 +29,14 @@ def run(job: Job) -> Facts:
 
     Args:
         job: Inputs are ``project`` (folder of the factory), or ``eval`` and optionally ``train`` (``.npz`` files or folders of
-            ``.npy`` files). Options: ``factory`` (``module:function``), ``classes`` (names by index; empty takes any index),
-            ``seed`` (set for Python's and NumPy's global generators before the factory is called) and ``parity_samples``.
+            ``.npy`` files). Options: ``factory`` (``module:function``), ``task`` (the labels must be of its kind; any are taken
+            without), ``classes`` (names by index; empty takes any index), ``seed`` (set for Python's and NumPy's global generators
+            before the factory is called) and ``parity_samples``.
 
     Returns:
         ``n_train``, ``n_eval``, ``inputs`` (``dtype`` and ``shape`` of one sample by column), ``classes`` (how many),
-        ``class_names``, ``per_class`` (samples by split and class name) and ``notes`` (worth knowing, not wrong).
+        ``class_names``, ``per_class`` (by split and class name: samples, or the parts of samples that count where those are labelled;
+        empty where the labels are texts or token ids) and ``notes`` (worth knowing, not wrong).
 
     Raises:
         InputRejected: A split is empty or malformed, the two do not match, or they share samples.
@@ -44,7 +46,8 @@ def run(job: Job) -> Facts:
     classes = tuple(job.options.get("classes") or ())
     splits = _read(job)
     for data in splits.values():
-        _check_split(data, classes)
+        _check_split(data)
+        _check_label(data, classes, job.options.get("task"))
     if "train" in splits:
         _check_match(splits["train"], splits["eval"])
         _check_overlap(splits["train"], splits["eval"])
@@ -96,19 +99,31 @@ def _array(column: Any, name: str, where: str) -> np.ndarray:
     return array
 
 
-def _check_split(data: Dataset, classes: Sequence[str]) -> None:
+def _check_split(data: Dataset) -> None:
     for name in data.columns:
         # Columns become file names, so a name must not be able to leave the folder.
         if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
             raise InputRejected(f"column {name!r} cannot be a name", where=data.where, hint="use letters, digits, '_', '-' and '.'")
     check_dtypes(data)
     check_finite(data)
+
+
+def _check_label(data: Dataset, classes: Sequence[str], task: str | None) -> None:
     if data.label is None:
         raise InputRejected(f"has no column 'label', found {sorted(data.columns)}", where=data.where, hint="add the class index of every sample")
-    wrong = np.flatnonzero(data.label >= len(classes)) if classes else np.empty(0, int)
-    if wrong.size:
+    label = answers(data, task) if task else data.label
+    if not classes or label.dtype.kind == "U":
+        return
+    first, count = None, 0
+    for start, rows in pieces(label):
+        wrong = (rows >= len(classes)).reshape(len(rows), -1)
+        if wrong.any():
+            sample = int(wrong.any(axis=1).argmax())
+            first = first or (start + sample, int(rows[sample].max()))
+            count += int(np.count_nonzero(wrong.any(axis=1)))
+    if first:
         raise InputRejected(
-            f"column 'label' has {int(data.label[wrong[0]])} in sample {int(wrong[0])}, expected 0..{len(classes) - 1} ({wrong.size} such samples)",
+            f"column 'label' has {first[1]} in sample {first[0]}, expected 0..{len(classes) - 1} ({count} such samples)",
             where=data.where,
             hint="mend the labels, or name every class in data.classes",
         )
@@ -147,15 +162,15 @@ def _check_overlap(train: Dataset, evaluation: Dataset) -> None:
 
 def _facts(splits: Mapping[str, Dataset], classes: Sequence[str]) -> Facts:
     evaluation = splits["eval"]
-    labels = {name: data.label for name, data in splits.items() if data.label is not None}
-    count = len(classes) or 1 + max(int(label.max()) for label in labels.values())
-    names = list(classes) or [str(index) for index in range(count)]
-    per_class = {name: dict(zip(names, np.bincount(label, minlength=count).tolist(), strict=True)) for name, label in labels.items()}
+    counts = {name: class_counts(data.label) for name, data in splits.items()}
+    found = [index for split in counts.values() for index in split]
+    names = list(classes) or [str(index) for index in range(1 + max(found, default=-1))]
+    per_class = {name: {one: split.get(index, 0) for index, one in enumerate(names)} for name, split in counts.items()} if found else {}
     return {
         "n_train": len(splits["train"]) if "train" in splits else 0,
         "n_eval": len(evaluation),
         "inputs": {name: {"dtype": str(column.dtype), "shape": list(column.shape[1:])} for name, column in evaluation.columns.items()},
-        "classes": count,
+        "classes": len(names),
         "class_names": names,
         "per_class": per_class,
         "notes": _notes(per_class, evaluation),
@@ -163,7 +178,7 @@ def _facts(splits: Mapping[str, Dataset], classes: Sequence[str]) -> Facts:
 
 
 def _notes(per_class: Mapping[str, Mapping[str, int]], evaluation: Dataset) -> list[str]:
-    tested = per_class["eval"]
+    tested = per_class.get("eval", {})
     notes = [f"class {name!r} has no evaluation samples" for name, n in tested.items() if not n]
     if "train" in per_class:
         notes += [

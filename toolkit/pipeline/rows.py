@@ -1,0 +1,131 @@
+"""From the facts of measuring steps to records: accuracies, figures of this machine, and judged rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.checks import budgets as budget_checks
+from toolkit.config import Target
+from toolkit.errors import ToolkitError
+from toolkit.evidence import Finding, Row, Verdict
+from toolkit.figures import Change, ClassChange, ColdStart, CurvePoint, Flips, Latency, Memory, Metric, Roofline
+from toolkit.job import Facts
+from toolkit.limits import Budgets
+
+OUTCOMES = "outcomes.npy"
+Outcomes = dict[tuple[str, str], np.ndarray]
+"""Which samples a row got right, ``[n] uint8``, by artifact and target."""
+
+
+def accuracy_records(facts: Facts) -> dict[str, Any]:
+    """Returns what an evaluation found, as fields of a row or of an evaluation."""
+    if not facts:
+        return {}
+    metrics = tuple(Metric.model_validate(one) for one in facts["metrics"])
+    changes = tuple(Change.model_validate(one) for one in facts["changes"])
+    return {
+        "metric": metrics[0],
+        "change": changes[0] if changes else None,
+        "metrics": metrics,
+        "changes": changes,
+        "classes": tuple(ClassChange.model_validate(one) for one in facts["classes"]),
+        "flips": Flips.model_validate(facts["flips"]) if facts["flips"] else None,
+        "samples_digest": facts["samples_digest"],
+    }
+
+
+def machine_records(artifact: str, timed: Facts, cold: Facts, roofline: Facts, stand_in: str) -> dict[str, Any]:
+    """Returns what was measured of an artifact on this machine, as fields of a row or of a benchmark.
+
+    Args:
+        artifact: Its name in the steps' facts.
+        timed: Facts of the latency step; empty when it failed.
+        cold: Facts of the cold start step.
+        roofline: Facts of the roofline step.
+        stand_in: What executed it.
+    """
+    found: dict[str, Any] = {}
+    if artifact in timed:
+        found["latency_ms"] = Latency.model_validate({**timed[artifact], "stand_in": stand_in})
+    started = cold.get(artifact) or {}
+    if started.get("cold"):
+        found["cold"] = ColdStart.model_validate(started["cold"])
+    if started.get("memory"):
+        found["memory"] = Memory.model_validate(started["memory"])
+    floor = roofline.get(artifact)
+    if floor and "latency_ms" in found:
+        found["roofline"] = Roofline.model_validate({**floor, "reached": floor["floor_ms"] / found["latency_ms"].p50})
+    return found
+
+
+def curve_records(facts: Facts) -> tuple[CurvePoint, ...]:
+    """Returns the points of a throughput curve."""
+    return tuple(CurvePoint.model_validate(point) for point in facts.get("points", ()))
+
+
+def make_row(
+    artifact: str,
+    format: str,
+    scheme: str,
+    target: Target,
+    limits: Budgets,
+    *,
+    size_bytes: int | None,
+    float_size_bytes: int | None,
+    own_twin: bool,
+    measured: Mapping[str, Any],
+    cached: bool,
+    error: ToolkitError | None = None,
+) -> Row:
+    """Judges one artifact on one target.
+
+    Args:
+        artifact: File name of the model.
+        format: Its format.
+        scheme: Its number format.
+        target: The target.
+        limits: The budgets, the target's own included.
+        size_bytes: Size of the file; ``None`` when there is none.
+        float_size_bytes: Size of its float twin.
+        own_twin: Whether the file is its own float twin, so that no ratio applies.
+        measured: Fields of the row from :func:`accuracy_records` and :func:`machine_records`.
+        cached: Whether every deterministic stage behind it came from the store.
+        error: What kept a stage behind it from finishing.
+    """
+    evidence = budget_checks.Evidence(
+        own_twin=own_twin,
+        size_bytes=size_bytes,
+        float_size_bytes=float_size_bytes,
+        metrics=measured.get("metrics", ()),
+        changes=measured.get("changes", ()),
+        latency=measured.get("latency_ms"),
+        memory=measured.get("memory"),
+    )
+    findings: tuple[Finding, ...] = () if error else budget_checks.judge(limits, evidence)
+    verdict, reason = (Verdict.FAIL, f"{error.code}: {error}") if error else budget_checks.row_verdict(findings)
+    return Row(
+        artifact=artifact,
+        format=format,
+        scheme=scheme,
+        runtime=target.runtime,
+        target=target.name,
+        stand_in=target.stand_in,
+        size_bytes=size_bytes,
+        cached=cached,
+        verdict=verdict,
+        reason=reason,
+        findings=findings,
+        **measured,
+    )
+
+
+def read_outcomes(folder: Path | None) -> np.ndarray | None:
+    """Reads which samples an evaluation got right; ``None`` where a sample is not simply right or wrong."""
+    if folder is None or not (folder / OUTCOMES).is_file():
+        return None
+    outcomes: np.ndarray = np.load(folder / OUTCOMES, allow_pickle=False)
+    return outcomes

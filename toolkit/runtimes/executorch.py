@@ -1,0 +1,148 @@
+"""ExecuTorch on the CPU, with the XNNPACK delegate and the portable kernels that its wheel carries."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.artifact import Signature, TensorSpec
+from toolkit.errors import InputRejected
+from toolkit.plugins import Arrays
+from toolkit.runtimes import complaints
+
+if TYPE_CHECKING:
+    from toolkit.runtimes.executorch_profile import ProfiledExecuTorchSession
+
+METHOD = "forward"
+_RUNNING = (RuntimeError, ValueError, KeyError, TypeError, MemoryError)
+# Numbers of c10::ScalarType, by which a program tells the element types of its inputs and outputs.
+_DTYPES = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
+# A flatbuffer with the file identifier ET12 or a later one, then an extended header: magic, its length, and three sizes.
+_HEADER = struct.Struct("<4s2s2s4sIQQQ")
+
+
+class ExecuTorch:
+    """Runs ``.pte`` files: programs that ExecuTorch's exporter wrote. Inputs and outputs have no names there but their places."""
+
+    name = "executorch"
+    version = 1
+    modules: tuple[str, ...] = ("executorch", "torch")
+    distributions: tuple[str, ...] = ("executorch", "torch")
+    extra = "edgekit[executorch]"
+    preload = ("torch",)
+    formats: tuple[str, ...] = ("pte",)
+
+    def open(self, model: Path, *, threads: int) -> ExecuTorchSession:
+        """Loads a program; see :meth:`toolkit.plugins.Runtime.open`. The number of threads holds for the whole process.
+
+        Raises:
+            InputRejected: The file is missing, damaged, or not a program with one plain method.
+            StageOutOfMemory: The process may not have the memory the program needs.
+        """
+        return ExecuTorchSession(load(model, threads))
+
+    def open_profiled(self, model: Path, *, threads: int) -> ProfiledExecuTorchSession:
+        """Loads a program whose operators are timed; see :class:`toolkit.plugins.Runtime`.
+
+        Raises:
+            InputRejected: As :meth:`open`.
+            StageOutOfMemory: As :meth:`open`.
+        """
+        from toolkit.runtimes import executorch_profile
+
+        return executorch_profile.ProfiledExecuTorchSession(load(model, threads, recording=True))
+
+
+class ExecuTorchSession:
+    """A loaded program.
+
+    Attributes:
+        signature: Inputs and outputs of the loaded program, ``input_0``, ``output_0`` and so on. A free size counts as
+            the largest one that the program was planned for.
+    """
+
+    def __init__(self, module: Any) -> None:
+        import torch
+
+        method = module.method_meta(METHOD)
+        self.signature = Signature(
+            inputs=tuple(_spec(f"input_{index}", method.input_tensor_meta(index)) for index in range(method.num_inputs())),
+            outputs=tuple(_spec(f"output_{index}", method.output_tensor_meta(index)) for index in range(method.num_outputs())),
+        )
+        self._module, self._from_numpy = module, torch.from_numpy
+        self._inputs = [(spec.name, np.dtype(spec.dtype), len(spec.shape)) for spec in self.signature.inputs]
+        self._outputs = [spec.name for spec in self.signature.outputs]
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Runs one batch. The outputs are copies: the next run leaves them alone.
+
+        Raises:
+            InputRejected: The arrays do not fit the signature.
+            StageFailed: ExecuTorch could not execute the program.
+            StageOutOfMemory: An allocation failed.
+        """
+        try:
+            if len(inputs) != len(self._inputs):
+                raise KeyError
+            found = self._module.forward([self._tensor(inputs[name], dtype, rank) for name, dtype, rank in self._inputs])
+            return {name: tensor.numpy() for name, tensor in zip(self._outputs, found, strict=True)}
+        except _RUNNING as error:
+            raise complaints.cannot_run(self.signature, inputs, RUNTIME.name, error) from error
+
+    def _tensor(self, array: np.ndarray, dtype: np.dtype[Any], rank: int) -> Any:
+        if array.dtype != dtype or array.ndim != rank:
+            raise ValueError("the array does not fit")
+        # The program reads memory in order, and PyTorch warns about read-only arrays.
+        return self._from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C"))
+
+
+def load(model: Path, threads: int, *, recording: bool = False) -> Any:
+    """Loads a program with ExecuTorch's Python module.
+
+    Raises:
+        InputRejected: The file is missing, damaged, or not a program with one plain method.
+        StageOutOfMemory: The process may not have the memory the program needs.
+    """
+    from executorch.extension.pybindings import portable_lib
+
+    _check(model)
+    try:
+        portable_lib._unsafe_reset_threadpool(threads)
+        verification = portable_lib.Verification.InternalConsistency
+        module = portable_lib._load_for_executorch(str(model), enable_etdump=recording, program_verification=verification)
+        if METHOD not in module.method_names():
+            raise ValueError(f"it has the methods {', '.join(module.method_names())}, expected {METHOD!r}")
+        return module
+    except _RUNNING as error:
+        raise complaints.cannot_open(model, RUNTIME.name, error) from error
+
+
+def _check(model: Path) -> None:
+    """Refuses a file that is not a program or is cut short, on which ExecuTorch may end the process."""
+    try:
+        with model.open("rb") as file:
+            head, size = file.read(_HEADER.size), model.stat().st_size
+    except OSError as error:
+        raise complaints.cannot_open(model, RUNTIME.name, error) from error
+    problem = ""
+    if len(head) < _HEADER.size or head[4:6] != b"ET":
+        problem = "it lacks the mark ET12 at byte 4"
+    elif head[8:12] == b"eh00":
+        *_, program, segments, data = _HEADER.unpack(head)
+        wanted = segments + data if segments else program
+        problem = f"it has {size:,} bytes, its header says {wanted:,}" if size < wanted else ""
+    if problem:
+        raise complaints.cannot_open(model, RUNTIME.name, ValueError(problem))
+
+
+def _spec(name: str, tensor: Any) -> TensorSpec:
+    dtype = _DTYPES.get(tensor.dtype())
+    if dtype is None:
+        raise InputRejected(f"{name!r} has an element type that NumPy lacks", hint="export the program with float32 or integer inputs and outputs")
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(size) for size in tensor.sizes()))
+
+
+RUNTIME = ExecuTorch()
