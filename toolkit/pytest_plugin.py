@@ -223,9 +223,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds ``--edgekit-strict`` and the defaults that an ini file may set."""
     group = parser.getgroup("edgekit", "checks of model files")
     group.addoption("--edgekit-strict", action="store_true", help="a check that is inconclusive fails its test instead of skipping it")
-    parser.addini("edgekit_strict", "a check that is inconclusive fails its test instead of skipping it", type="bool", default=False)
+    parser.addini("edgekit_strict", "a check that is inconclusive fails its test instead of skipping it", type="bool", default=False)  # type: ignore[maybe-unrecognized-str-typeform]
     for name, text in _DEFAULTS.items():
-        parser.addini(f"edgekit_{name}", text, type="string", default="")
+        parser.addini(f"edgekit_{name}", text, type="string", default="")  # type: ignore[maybe-unrecognized-str-typeform]
 
 
 @pytest.hookimpl(wrapper=True)
