@@ -30,7 +30,7 @@ class Figure:
         samples: Every repetition, in order.
         what: One sentence: what was measured against what.
         at_most: The bar, when less is better.
-        at_least: The bar, when more is better. A figure without a bar only informs.
+        at_least: The bar, when more is better. With both, it must lie between; a figure without a bar only informs.
     """
 
     name: str
@@ -46,15 +46,17 @@ class Figure:
 
     @property
     def bar(self) -> str:
+        if self.at_most is not None and self.at_least is not None:
+            return f"{self.at_least:g}..{self.at_most:g}"
         if self.at_most is not None:
             return f"<= {self.at_most:g}"
         return f">= {self.at_least:g}" if self.at_least is not None else ""
 
     @property
     def holds(self) -> bool | None:
-        if self.at_most is not None:
-            return self.value <= self.at_most
-        return self.value >= self.at_least if self.at_least is not None else None
+        if self.at_most is None and self.at_least is None:
+            return None
+        return (self.at_most is None or self.value <= self.at_most) and (self.at_least is None or self.value >= self.at_least)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -8,6 +8,8 @@ from toolkit.artifact import Signature, TensorSpec
 from toolkit.dataset import Dataset
 from toolkit.errors import InputRejected
 
+# A plain conversion of one into the other would give other pictures, without a word.
+_QUANTIZED = "give what the model takes: for integers round(real / scale) + zero point, with the file's own scale; or export it with float inputs"
 _CHUNK_BYTES = 16 << 20  # looked at together: columns may be memory-mapped and larger than memory
 
 
@@ -62,9 +64,9 @@ def _check_dtype(column: np.ndarray, spec: TensorSpec, where: str) -> None:
         found = f"{column.dtype} values from {int(column.min())} to {int(column.max())}"
     else:
         found = str(column.dtype)
-    raise InputRejected(
-        f"column {spec.name!r} is {found}, the model's input is {wanted}", where=where, hint=f"convert it with .astype({str(wanted)!r})"
-    )
+    same_kind = column.dtype.kind == wanted.kind
+    hint = f"convert it with .astype({str(wanted)!r})" if same_kind else _QUANTIZED
+    raise InputRejected(f"column {spec.name!r} is {found}, the model's input is {wanted}", where=where, hint=hint)
 
 
 def _check_finite(column: np.ndarray, name: str, where: str) -> None:

@@ -61,6 +61,7 @@ class Evaluation(Frozen):
         classes: What happened to each class, the largest loss first; empty for tasks without classes.
         flips: Samples that reference and candidate label differently; ``None`` without a reference.
         samples_digest: Digest of the samples, by which a baseline knows them again.
+        left_out: Why a metric of the task was not measured, by name.
         stand_in: What executed it, when that is not the target itself.
         cached: Whether the predictions came from the store.
     """
@@ -75,6 +76,7 @@ class Evaluation(Frozen):
     classes: tuple[ClassChange, ...] = ()
     flips: Flips | None = None
     samples_digest: str = ""
+    left_out: dict[str, str] = Field(default_factory=dict)
     stand_in: str = "host cpu"
     cached: bool = False
 
@@ -97,6 +99,7 @@ class Benchmark(Frozen):
         memory: Memory of a fresh process; ``None`` when not measured.
         roofline: The floor of this model on this CPU; ``None`` when its operators cannot be counted.
         curve: Throughput by batch size and thread count; empty when not asked for.
+        notes: What was asked for and could not be measured, and why not to rely on what was.
     """
 
     artifact: str
@@ -107,6 +110,7 @@ class Benchmark(Frozen):
     memory: Memory | None = None
     roofline: Roofline | None = None
     curve: tuple[CurvePoint, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         latency = self.latency_ms
@@ -126,6 +130,8 @@ class Profile(Frozen):
         latency_ms: Median of the same inferences without profiling, measured in turns with them.
         n: Number of profiled inferences.
         stand_in: What executed it, when that is not the target itself.
+        note: Why not to rely on the milliseconds, for example when their sum is more than a tenth away from the latency; empty
+            when nothing speaks against them.
     """
 
     artifact: str
@@ -136,6 +142,7 @@ class Profile(Frozen):
     latency_ms: float
     n: int
     stand_in: str = "host cpu"
+    note: str = ""
 
     def _repr_html_(self) -> str:
         rows = [(one.layer or "-", one.name, one.operator, one.kernel or "-", f"{one.p50_ms:.4f}", f"{one.share:.1%}") for one in self.operators]

@@ -19,7 +19,7 @@ class Metric(Frozen):
         low: Lower end of the interval.
         high: Upper end of the interval.
         n: Number of samples.
-        method: How the interval was computed: ``Wilson``, ``DeLong``, ``BCa bootstrap``.
+        method: How the interval was computed: ``Wilson``, ``DeLong``, ``BCa bootstrap``, ``normal with bounded bias``.
     """
 
     name: str
@@ -47,7 +47,8 @@ class Change(Frozen):
         lost: Samples that only the reference got right; ``None`` where a sample is not simply right or wrong.
         gained: Samples that only the candidate got right; ``None`` likewise.
         p_value: Of no change at all (exact McNemar test); ``None`` where a sample is not simply right or wrong.
-        method: How the interval was computed: ``Newcombe``, ``DeLong``, ``BCa bootstrap``.
+        informative: Whether the reference does better than guessing on these samples. If not, nothing can be lost on them.
+        method: How the interval was computed: ``Newcombe``, ``DeLong``, ``BCa bootstrap``, ``normal with bounded bias``.
     """
 
     metric: str = "top1_accuracy"
@@ -58,6 +59,7 @@ class Change(Frozen):
     lost: int | None = None
     gained: int | None = None
     p_value: float | None = None
+    informative: bool = True
     method: str = "Newcombe"
 
     def __str__(self) -> str:
@@ -145,6 +147,7 @@ class Latency(Frozen):
             larger end of that ratio's interval. ``None`` when no A/A run was made.
         max_noise: Above this noise no latency verdict is given.
         steady: Whether warming up reached a steady state before the timing began.
+        neighbours: CPUs that other processes kept busy meanwhile, on average; ``None`` where the system does not tell.
         stand_in: What the figure was measured on, when that is not the target itself.
     """
 
@@ -165,6 +168,7 @@ class Latency(Frozen):
     noise: float | None = None
     max_noise: float | None = None
     steady: bool = True
+    neighbours: float | None = None
     stand_in: str = "host cpu"
 
     def __str__(self) -> str:
@@ -204,7 +208,7 @@ class Memory(Frozen):
             2020); ``None`` where the file does not tell its tensors' sizes.
         weight_bytes: Stored weights.
         cap_bytes: The target's memory cap; ``None`` for none.
-        cap: ``enforced``, ``not enforced here`` or ``none``.
+        cap: ``enforced``, ``exceeded`` (then the peak is that of a process without the cap), ``not enforced here`` or ``none``.
         n: Number of fresh processes.
     """
 

@@ -115,6 +115,9 @@ class MetricBudget(Frozen):
         if limit is not None and not kind.low < limit < kind.high:
             never = "fail" if abs(limit - easy) < abs(limit - hard) else "pass"
             return f"{right[0]} = {limit:g} is not inside the scale of {name}, {kind.low:g} to {kind.high:g}, so it could never {never}"
+        for key, value in ((right[0], limit), (right[1], margin)):
+            if value is not None and kind.idle is not None and value >= kind.idle:
+                return f'{key} = {value:g}: a model that gives nothing at all reaches {kind.idle:g}, so it would not fail; for percent write "5%"'
         if margin is not None and margin <= 0:
             return f"{right[1]} = {margin:g}: no number of samples shows that nothing at all was lost, so it could never pass"
         if margin is not None and margin >= kind.high - kind.low:

@@ -19,12 +19,14 @@ class Scale:
         high: Largest possible value; infinite where there is none.
         better: Whether a higher or a lower value is better.
         rate: Whether it is a share of something and shown in percent.
+        idle: What a model that does nothing at all reaches, where that is known; a limit beyond it limits nothing.
     """
 
     low: float
     high: float
     better: Literal["higher", "lower"]
     rate: bool = True
+    idle: float | None = None
 
 
 _SHARE = Scale(0.0, 1.0, "higher")
@@ -42,7 +44,7 @@ METRICS: dict[str, Scale] = {
     "pixel_accuracy": _SHARE,
     "token_accuracy": _SHARE,
     "perplexity": Scale(1.0, math.inf, "lower", rate=False),
-    "word_error_rate": Scale(0.0, math.inf, "lower"),
+    "word_error_rate": Scale(0.0, math.inf, "lower", idle=1.0),
 }
 
 _CLASSIFICATION = (

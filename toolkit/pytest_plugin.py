@@ -341,8 +341,8 @@ def _figures(row: Row) -> str:
     from toolkit.report.wording import printable
 
     found = [str(row.metric)] if row.metric else []
-    found += [f"change {show_change(row.change)} n={row.change.n}"] if row.change else []
-    found += [f"p90 {show_p90(row.latency_ms)} n={row.latency_ms.n}"] if row.latency_ms else []
+    found += [f"change {show_change(row.change)} n={row.change.n:,}"] if row.change else []
+    found += [f"p90 {show_p90(row.latency_ms)} n={row.latency_ms.n:,}"] if row.latency_ms else []
     return "; ".join(found) or printable(row.reason)
 
 

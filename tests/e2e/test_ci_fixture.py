@@ -149,15 +149,18 @@ def test_the_hook_measures_the_files_that_a_commit_would_add(commit):
         ("model: ", "project: .\n          model: ", ["Check"], ""),
         ("data: eval.npz", "data: none.npz", ["Check", "Write the summary", "Verdict"], "3"),
         ("--max-drop 1pp", "--max-drop 1pp$(touch${IFS}injected);touch injected", ["Check", "Write the summary", "Verdict"], "2"),
+        ("--max-drop 1pp", "--max-drop 1pp --help", ["Check", "Write the summary", "Verdict"], "2"),
+        (f"model: {MODEL}", "model: --help", ["Check", "Write the summary", "Verdict"], "2"),
+        ("comment: true", 'output: "out\\nverdict=pass"', ["Check"], ""),
     ],
-    ids=["two subjects", "no samples", "a shell's words"],
+    ids=["two subjects", "no samples", "a shell's words", "only help is asked for", "a file called help", "an output of two lines"],
 )
 def test_what_the_action_cannot_judge_is_red_too(repository, tmp_path, old, new, ran, code):
     tree, variables = repository
     text = (tree / ".github" / "workflows" / "model.yml").read_text()
     assert old in text and "comment:" in text
     changed = tmp_path / "model.yml"
-    changed.write_text(text.replace(old, new).replace("comment:", 'install: ""\n          comment:'))
+    changed.write_text(text.replace(old, new).replace("args:", 'install: ""\n          args:'))
     (tree / "edgekit-out").mkdir(exist_ok=True)
     (tree / "edgekit-out" / "report.json").write_text('{"verdict": "pass", "rows": []}')
     outcome = ci.github(changed, ROOT / "action.yml", tree, tmp_path, variables, {})
@@ -165,6 +168,19 @@ def test_what_the_action_cannot_judge_is_red_too(repository, tmp_path, old, new,
     assert outcome.outputs["verdict"] == ("error" if code else "")
     assert ("before anything was judged" in outcome.summary) == bool(code)
     assert not (tree / "injected").exists()
+
+
+@pytest.mark.parametrize("variable", ["EDGEKIT_MODEL", "EDGEKIT_ARGS"])
+def test_a_job_that_judges_nothing_is_red_on_gitlab_too(repository, tmp_path, variable):
+    tree, variables = repository
+    pipeline = yaml.safe_load((tree / ".gitlab-ci.yml").read_text())
+    pipeline["model"]["variables"] |= {variable: "--help", "EDGEKIT_INSTALL": ""}
+    changed = tmp_path / "pipeline.yml"
+    changed.write_text(yaml.safe_dump(pipeline))
+    (tree / "edgekit-out").mkdir(exist_ok=True)
+    (tree / "edgekit-out" / "report.json").write_text('{"verdict": "pass", "rows": []}')
+    outcome = ci.gitlab(changed, TEMPLATE, tree, variables, "sh")
+    assert (outcome.status, outcome.outputs["code"]) == ("failure", "2"), outcome.log
 
 
 def test_no_expression_stands_inside_a_script():
@@ -308,11 +324,14 @@ def environment(machine: Path) -> dict[str, str]:
     own = ci.plain_environment()
     path = os.pathsep.join(map(str, (programs, site / "bin", own["PATH"])))
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_NO_DEPS": "1", "PIP_TARGET": str(site), "PIP_UPGRADE": "1"}
-    threads = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    # Compiling the frameworks anew in each of dozens of processes would take longer than all that is measured.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(machine / "bytecode")}
     variables = {
         **own,
         **pip,
-        **threads,
+        **bytecode,
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
         "PATH": path,
         "PYTHONPATH": os.pathsep.join(map(str, (site, *pip_wheel()))),
         "EDGEKIT_CACHE": str(machine / "cache"),

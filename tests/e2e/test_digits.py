@@ -103,7 +103,7 @@ def test_a_second_run_computes_only_latency_and_delivers_the_same_bytes(digits, 
     assert again.code == 0
     statuses = {record["step"]: record["status"] for record in again.json()["stages"]}
     assert {step: status for step, status in statuses.items() if status != "cached"} == {
-        step: "done" for step in statuses if step.startswith("benchmark:")
+        step: "done" for step in statuses if step.startswith(("benchmark:", "coldstart:", "roofline:"))
     }
     assert all(row["cached"] for row in again.json()["rows"])
     assert not any(row["cached"] for row in digits.report["rows"])

@@ -32,7 +32,7 @@ def held_out(digits, tmp_path_factory):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("max_size_ratio = 0.35", "max_size_ratio = 0.01", "0.01"),
+        ("max_size_ratio = 0.35", "max_size_ratio = 0.26", "0.260"),
         ("min_accuracy = 0.95", "min_accuracy = 0.9999\nmax_latency_p90_ms = 0.0001", "host cpu"),
     ],
 )
@@ -45,7 +45,7 @@ def test_a_broken_budget_is_1(digits, variant, old, new, says):
 
 
 def test_run_with_a_broken_budget_is_1_and_still_delivers_the_report(digits, variant, tmp_path):
-    done = digits.shell("run", variant(("max_size_ratio = 0.35", "max_size_ratio = 0.01")), "--output", tmp_path / "out")
+    done = digits.shell("run", variant(("max_size_ratio = 0.35", "max_size_ratio = 0.26")), "--output", tmp_path / "out")
     assert done.code == 1
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {row["verdict"] for row in report["rows"] if "static" in row["artifact"]} == {"fail"}

@@ -14,11 +14,12 @@ from toolkit import dataset
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, StageFailed, StageOutOfMemory
+from toolkit.figures import Metric
 from toolkit.job import Job
 from toolkit.measure import accuracy
 from toolkit.measure.memory import memory_cap
 from toolkit.measure.tasks import prepare
-from toolkit.measure.tasks.interface import Question
+from toolkit.measure.tasks.interface import Answer, Question
 from toolkit.stats.proportions import paired_difference_interval, proportion_interval
 
 N = 101
@@ -96,7 +97,7 @@ def test_run_compares_with_the_reference_sample_by_sample(tmp_path, data):
     pytest.importorskip("onnxruntime")
     other = models.WEIGHTS + np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32)
     reference = tmp_path / "reference"
-    accuracy.run(job(reference, models.tiny_onnx(tmp_path / "a.onnx"), data))
+    (reference / "facts.json").write_text(json.dumps(accuracy.run(job(reference, models.tiny_onnx(tmp_path / "a.onnx"), data))))
     facts = accuracy.run(job(tmp_path / "out", models.tiny_onnx(tmp_path / "b.onnx", weights=other), data, reference=reference))
     label = np.load(data / "label.npy")
     before = models.reference(models.samples(N)).argmax(axis=1)
@@ -108,7 +109,7 @@ def test_run_compares_with_the_reference_sample_by_sample(tmp_path, data):
     p_value = binomtest(table[1], table[1] + table[2]).pvalue
     assert facts["change"] == {
         "metric": "top1_accuracy", "value": value, "low": low, "high": high, "n": N, "lost": table[1], "gained": table[2],
-        "p_value": pytest.approx(p_value), "method": "Newcombe",
+        "p_value": pytest.approx(p_value), "informative": True, "method": "Newcombe",
     }  # fmt: skip
     assert facts["changes"][0] == facts["change"]
     assert [change["metric"] for change in facts["changes"]] == [metric["name"] for metric in facts["metrics"]]
@@ -222,6 +223,10 @@ def test_run_refuses_a_reference_that_was_measured_on_other_samples(tmp_path, da
     (reference / "facts.json").write_text(json.dumps({**facts, "samples_digest": "other"}))
     with pytest.raises(InputRejected, match="measured on other samples"):
         accuracy.run(job(tmp_path / "out", model, data, reference=reference))
+    for nothing_said in (json.dumps({key: value for key, value in facts.items() if key != "samples_digest"}), None):
+        (reference / "facts.json").unlink() if nothing_said is None else (reference / "facts.json").write_text(nothing_said)
+        with pytest.raises(InputRejected, match="does not say on which samples"):
+            accuracy.run(job(tmp_path / "out", model, data, reference=reference))
 
 
 def test_run_measures_what_the_project_asks_for(tmp_path, data):
@@ -300,7 +305,7 @@ from toolkit import dataset
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.measure import accuracy
 from toolkit.measure.tasks import prepare
-from toolkit.measure.tasks.interface import Question
+from toolkit.measure.tasks.interface import Answer, Question
 from toolkit.measure.tasks.summary import standing, summarize
 
 class Picture:
@@ -383,3 +388,13 @@ def test_run_accepts_as_many_classes_as_there_are_scores(tmp_path, data, classes
     pytest.importorskip("onnxruntime")
     facts = accuracy.run(job(tmp_path / "out", models.tiny_onnx(tmp_path / "m.onnx"), data, classes=classes, output="logits"))
     assert facts["n"] == N
+
+
+def test_integers_of_an_unknown_scale_are_no_probabilities():
+    """A uint8 output ranks classes, but softmax over 0..255 would call every answer certain."""
+    measured = [(Metric(name=name, value=0.5, low=0.4, high=0.6, n=9), None) for name in ("top1_accuracy", "expected_calibration_error")]
+    kept = accuracy._of_integers(Answer(measured), "output 'y' holds quantized uint8", "eval.npz")
+    assert [metric.name for metric, _ in kept.measured] == ["top1_accuracy"]
+    assert kept.left_out == {"expected_calibration_error": "output 'y' holds quantized uint8"}
+    with pytest.raises(InputRejected, match="expected_calibration_error cannot be measured"):
+        accuracy._of_integers(Answer(measured[::-1]), "output 'y' holds quantized uint8", "eval.npz")

@@ -170,7 +170,25 @@ def test_peak_memory_is_exact(tmp_path, peak, verdict):
     assert findings(committed(tmp_path), found, answers(1900))["peak_memory"].verdict is verdict
 
 
-@pytest.mark.parametrize(("ratio", "verdict"), [(0.5, PASS), (0.6, PASS), (0.63, INCONCLUSIVE), (0.66, FAIL)])
+@pytest.mark.parametrize(("peak", "verdict"), [(536_576, PASS), (536_577, INCONCLUSIVE), (798_720, INCONCLUSIVE), (798_721, FAIL)])
+def test_one_step_of_the_heap_is_no_regression(tmp_path, peak, verdict):
+    """405,504 and 536,576 bytes were measured of one file in two runs: 128 KiB, by which glibc extends a heap."""
+    small, now = (Memory(peak_bytes=size, resident_bytes=1, weight_bytes=1, n=3) for size in (405_504, peak))
+    base = committed(tmp_path, measured(memory=small))
+    assert findings(base, measured(memory=now), answers(1900))["peak_memory"].verdict is verdict
+
+
+def test_the_recorded_ratio_has_an_interval_too(tmp_path):
+    """0.72 [0.7128, 0.7272] is above 0.69 = 1.15 * 0.6, and not by more than 0.6 [0.55, 0.65] leaves open."""
+    now = measured(latency_ms=timed(0.72))
+    exact, wide = (
+        committed(tmp_path, measured(latency_ms=timed(0.6, ratio_low=low, ratio_high=high))) for low, high in ((0.6, 0.6001), (0.55, 0.65))
+    )
+    assert findings(exact, now, answers(1900))["latency_ratio"].verdict is FAIL
+    assert findings(wide, now, answers(1900))["latency_ratio"].verdict is INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.5, PASS), (0.6, PASS), (0.69, INCONCLUSIVE), (0.72, FAIL)])
 def test_latency_is_the_ratio_to_the_float_twin(tmp_path, ratio, verdict):
     assert findings(committed(tmp_path), measured(latency_ms=timed(ratio)), answers(1900))["latency_ratio"].verdict is verdict
 
@@ -282,8 +300,8 @@ figures = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=20)
-@given(runs=st.lists(figures, min_size=2, max_size=5))
+@settings(max_examples=40, deadline=None)
+@given(runs=st.lists(figures, min_size=2, max_size=6))
 def test_no_order_of_runs_ever_loosens_anything(tmp_path_factory, runs):
     path = tmp_path_factory.mktemp("ratchet") / "b.json"
     previous = None
@@ -302,8 +320,7 @@ def test_no_order_of_runs_ever_loosens_anything(tmp_path_factory, runs):
             assert entry.size_bytes <= previous.size_bytes
             assert entry.peak_bytes <= previous.peak_bytes
             assert entry.latency_ms.ratio_to_float <= previous.latency_ms.ratio_to_float
-            if entry.samples_digest == previous.samples_digest:
-                assert entry.metrics["top1_accuracy"].value >= previous.metrics["top1_accuracy"].value
+            assert entry.metrics["top1_accuracy"].value >= previous.metrics["top1_accuracy"].value
         assert entry.right().mean() == pytest.approx(entry.metrics["top1_accuracy"].value)
         previous = entry
 
@@ -336,12 +353,60 @@ def test_the_float_twins_milliseconds_move_only_beyond_the_tolerance_and_on_the_
     assert [p90_after(3.2), p90_after(2.0), p90_after(2.0, "another"), p90_after(9.0)] == [4.0, 2.0, 4.0, 4.0]
 
 
-@pytest.mark.parametrize(("right", "taken"), [(1890, True), (1950, True), (1700, False)])
-def test_values_on_other_samples_are_taken_unless_they_are_decidedly_worse(tmp_path, right, taken):
+@pytest.mark.parametrize(("right", "taken"), [(1900, True), (1950, True), (1899, False), (1700, False)])
+def test_values_on_other_samples_are_taken_unless_they_are_lower(tmp_path, right, taken):
+    """What chance could explain is lower all the same: taken again and again, it would let a row sink without anybody deciding it."""
     said, entry = again(tmp_path, measured(answers(right), samples_digest="bb"), answers(right))
     assert (entry.samples_digest == "bb") is taken
     assert np.array_equal(entry.right(), answers(right) if taken else answers(1900))
     assert bool(said.kept) is not taken
+    if taken:
+        assert f"top-1 accuracy from 95.00% to {right / N:.2%} on other samples than the baseline's" in said.changes[0]
+    else:
+        assert said.kept[0].endswith("to take it, remove the row's metrics, samples_digest and outcomes by hand")
+
+
+def test_a_person_takes_lower_values_on_other_samples_by_hand(tmp_path):
+    again(tmp_path, measured())
+    document = json.loads((tmp_path / "b.json").read_text())
+    for name in ("metrics", "samples_digest", "outcomes"):
+        del document["rows"][0][name]
+    (tmp_path / "b.json").write_text(json.dumps(document))
+    baselines.update(tmp_path / "b.json", report(measured(answers(1890), samples_digest="bb")), {PLACE: answers(1890)})
+    entry = baselines.load(tmp_path / "b.json").rows[0]
+    assert (entry.metrics["top1_accuracy"].value, entry.samples_digest, int(entry.right().sum())) == (0.945, "bb", 1890)
+
+
+@pytest.mark.parametrize("others", [(), (Metric(name="macro_f1", value=0.99, low=0.98, high=1.0, n=N, method="BCa bootstrap"),)])
+def test_a_recorded_metric_that_is_not_measured_on_other_samples_stays(tmp_path, others):
+    found = measured(metric=others[0] if others else None, metrics=others, samples_digest="bb")
+    said, entry = again(tmp_path, found)
+    assert entry == committed(tmp_path).rows[0]
+    assert "top-1 accuracy is not measured on other samples" in said.kept[0]
+
+
+def test_an_entry_that_records_nothing_to_compare_is_no_pass(tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps({"schema": 1, "rows": [{"artifact": ARTIFACT, "target": TARGET}]}))
+    held = baselines.hold(report(measured()), {PLACE: answers(1900)}, baselines.load(path))
+    assert held.verdict is INCONCLUSIVE
+    assert held.rows[0].reason.startswith("nothing that the baseline records of")
+
+
+def test_a_link_to_nowhere_is_a_baseline_that_cannot_be_read(tmp_path):
+    """It was committed; a gate must not open because it is gone."""
+    (tmp_path / "edgekit-baseline.json").symlink_to("gone.json")
+    with pytest.raises(ConfigError, match="baseline file does not exist"):
+        baselines.load(baselines.find(tmp_path))
+
+
+def test_one_file_under_a_name_that_the_baseline_does_not_have_is_an_error(tmp_path):
+    base = committed(tmp_path)
+    baselines.check_recorded(base, ARTIFACT, TARGET, "b.json")
+    for artifact, target in (("renamed.onnx", TARGET), (ARTIFACT, "desktop-ort")):
+        with pytest.raises(ConfigError, match=f"does not record {artifact} on {target}") as caught:
+            baselines.check_recorded(base, artifact, target, "b.json")
+        assert f"{ARTIFACT} on {TARGET}" in caught.value.hint
 
 
 def test_a_failed_row_is_refused_and_a_vanished_one_is_kept(tmp_path):
@@ -368,7 +433,7 @@ def test_tolerances_are_used_as_people_wrote_them_and_never_rewritten(tmp_path):
         "metric": "0.5pp",
         "metrics": {},
         "size": "1%",
-        "latency_ratio": "5%",
+        "latency_ratio": "15%",
         "latency_p90": "25%",
         "peak_memory": "10%",
     }
@@ -464,6 +529,14 @@ def entry(**changes: object) -> dict:
     [
         ("<<<<<<< HEAD\n{}", "is not valid JSON"),
         ("[]", "valid dictionary"),
+        ('{"schema": 1, "rows": [{"artifact": "a.onnx", "target": "t", "size_bytes": 1, "size_bytes": 9}]}', "key 'size_bytes' stands there twice"),
+        ("[" * 200_000, "is nested too deeply"),
+        ('{"schema": 1, "rows": [{"artifact": "a.onnx", "target": "t", "size_bytes": NaN}]}', "valid integer"),
+        ({"schema": 1, "rows": [entry(metrics={"top1_accuracy": {"value": float("nan"), "low": 0.8, "high": 0.9, "n": 9}})]}, "finite"),
+        ({"schema": 1, "rows": [entry(metrics={"top1_accuracy": {"value": -9.0, "low": 0.8, "high": 0.9, "n": 9}})]}, "outside its scale"),
+        ({"schema": 1, "rows": [entry(metrics={"top1_accuracy": {"value": 0.9, "low": -99.0, "high": 0.9, "n": 9}})]}, "outside its scale"),
+        ({"schema": 1, "rows": [entry(metrics={"top1_accuracy": {"value": 0.9, "low": 0.9, "high": 0.8, "n": 9}})]}, "upside down"),
+        ({"schema": 1, "rows": [entry(outcomes=check.pack(np.ones(16, bool)))]}, "is 90.00%, and its outcomes say 100.00%"),
         ({"schema": 2}, "schema: Input should be 1"),
         ({"schema": 1, "row": []}, "unknown key 'row'"),
         ({"schema": 1, "rows": [entry(sizes=1)]}, "unknown key 'rows.0.sizes'"),

@@ -22,6 +22,9 @@ from toolkit.samples.calibration import choose
         ([4.0, 1.0], {"at_most": 2.0}, 2.5, "<= 2", False),
         ([0.9, 0.95, 0.8], {"at_least": 0.9}, 0.9, ">= 0.9", True),
         ([0.89], {"at_least": 0.9}, 0.89, ">= 0.9", False),
+        ([0.95], {"at_least": 0.9, "at_most": 1.1}, 0.95, "0.9..1.1", True),
+        ([0.85], {"at_least": 0.9, "at_most": 1.1}, 0.85, "0.9..1.1", False),
+        ([1.15], {"at_least": 0.9, "at_most": 1.1}, 1.15, "0.9..1.1", False),
     ],
 )
 def test_a_figure_is_the_median_held_against_its_bar(samples, limits, value, bar, holds):

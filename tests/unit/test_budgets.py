@@ -453,3 +453,58 @@ def test_the_reason_says_how_noisy_the_machine_is():
     ratio, p90 = reversed(judge(turns(0.8, 0.79, 0.81, noise=0.031, max_noise=0.1), max_latency_p90_ms=5.0, max_latency_ratio=1.0))
     assert ratio.reason == "median latency 0.800 [0.790, 0.810] of the float twin's over 500 runs on host cpu, noise 3.1% (A/A); allowed 1.000: holds"
     assert "on host cpu, noise 3.1% (A/A); allowed 5.000 ms" in p90.reason
+
+
+UNDECIDED = [
+    ((190, 0, 0, 10), 0.005),
+    ((190, 0, 0, 10), 0.01),
+    ((180, 1, 1, 18), 0.02),
+    ((470, 3, 1, 26), 0.01),
+    ((1800, 20, 10, 170), 0.01),
+    ((850, 60, 30, 60), 0.02),
+    ((950, 12, 3, 35), 0.005),
+]
+
+
+@pytest.mark.parametrize(("table", "margin"), UNDECIDED)
+def test_the_count_that_decides_a_change_of_a_rate_decides_when_all_four_counts_grow(table, margin):
+    """Where few samples differ the interval shrinks faster than with the root of the count, which told up to 7 times too many."""
+    n = sum(table)
+    found = Change(**dict(zip(("value", "low", "high"), paired_difference_interval(*table), strict=True)), n=n, lost=table[1], gained=table[2])
+    accuracy = (table[0] + table[2]) / n
+    (finding,) = judge({"changes": [found], "metrics": [metric(accuracy, n)]}, max_drop=margin)
+    count = int(re.search(r"about ([\d,]+) samples would decide", finding.reason)[1].replace(",", ""))
+
+    def decided(size):
+        _, low, high = paired_difference_interval(*(one * size / n for one in table))
+        return low >= -margin or high < -margin
+
+    assert decided(count) and not decided(count * 0.98)
+
+
+def test_the_count_that_decides_where_no_sample_differs_is_that_of_no_change():
+    reach = proportion_interval(0, 120)[1]
+    found = Change(metric="mean_iou", value=0.0, low=-reach, high=reach, n=120, method="BCa bootstrap")
+    (finding,) = judge(
+        {"changes": [found], "metrics": [Metric(name="mean_iou", value=0.5, low=0.4, high=0.6, n=120, method="BCa bootstrap")]}, max_drop=0.02
+    )
+    assert "about 189 samples would decide" in finding.reason
+    assert proportion_interval(0, 189)[1] <= 0.02 < proportion_interval(0, 188)[1]
+
+
+def test_agreement_with_a_reference_that_guesses_is_no_pass():
+    """Equal models, but their labels are wrong: nothing could be lost."""
+    same = Change(value=0.0, low=-0.001, high=0.001, n=3000, lost=0, gained=0)
+    (held,) = judge({"changes": [same]}, max_drop=0.01)
+    (guessed,) = judge({"changes": [same.model_copy(update={"informative": False})]}, max_drop=0.01)
+    assert (held.verdict, guessed.verdict) == (Verdict.PASS, Verdict.INCONCLUSIVE)
+    assert "no better than guessing" in guessed.reason
+    lost = Change(value=-0.2, low=-0.25, high=-0.15, n=3000, lost=700, gained=100, informative=False)
+    assert judge({"changes": [lost]}, max_drop=0.01)[0].verdict is Verdict.FAIL
+
+
+def test_a_slow_tail_beside_busy_neighbours_is_no_failure_and_a_fast_one_still_a_pass():
+    alone, beside = ({"latency": timed(2.0, 1.9, 2.1, neighbours=busy)} for busy in (0.2, 1.4))
+    assert [judge(one, max_latency_p90_ms=1.0)[0].verdict for one in (alone, beside)] == [Verdict.FAIL, Verdict.INCONCLUSIVE]
+    assert "1.4 CPUs busy" in judge(beside, max_latency_p90_ms=1.0)[0].reason
+    assert judge(beside, max_latency_p90_ms=3.0)[0].verdict is Verdict.PASS

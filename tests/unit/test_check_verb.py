@@ -11,10 +11,13 @@ import toolkit
 from tests.reports import sample_report
 from toolkit.cli import baseline as baseline_verb
 from toolkit.cli.check import check
+from toolkit.cli.run import run
 from toolkit.config import BASELINE_FILE, make_budgets
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, SetupError
 from toolkit.limits import MetricBudget
 from toolkit.pipeline.baseline import Updated
+from toolkit.pipeline.fingerprint import OUTPUT_MARK, fingerprint_project
+from toolkit.pipeline.run import Run
 
 PROJECT = """
 schema = 1
@@ -45,6 +48,10 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(toolkit, "check_project", answer, raising=False)
     monkeypatch.setattr(toolkit, "check", answer, raising=False)
+    monkeypatch.setattr(
+        toolkit, "run", lambda *words, **options: Run(report=answer(*words, **options), artifacts=(), folder=Path("out")), raising=False
+    )
+    monkeypatch.setattr(toolkit, "plan", lambda _: "", raising=False)
     return seen
 
 
@@ -60,6 +67,51 @@ def test_a_project_is_held_against_its_committed_baseline_by_default(project, as
     assert asked["baseline"] is None
     check(project, baseline=Path("other.json"))
     assert asked["baseline"] == Path("other.json")
+
+
+def test_a_run_finds_the_same_baseline_as_a_check(project, asked, capsys):
+    committed = project / BASELINE_FILE
+    for there, options, found in (
+        (False, {}, None),
+        (True, {}, committed),
+        (True, {"no_baseline": True}, None),
+        (True, {"baseline": Path("other.json")}, Path("other.json")),
+    ):
+        if there:
+            committed.write_text("{}")
+        assert run(project, **options) == 5
+        assert asked["baseline"] == found
+    with pytest.raises(ConfigError, match="exclude each other"):
+        run(project, baseline=Path("b.json"), no_baseline=True)
+
+
+def test_a_committed_link_to_nowhere_is_not_overlooked(project, asked):
+    (project / BASELINE_FILE).symlink_to("gone.json")
+    check(project)
+    assert asked["baseline"] == project / BASELINE_FILE
+
+
+def test_a_place_that_cannot_take_reports_is_told_before_anything_is_measured(project, asked):
+    (project / "file").write_text("")
+    for place in ("file", "file/reports", "file/reports/of/today"):
+        with pytest.raises(SetupError, match="is a file, not a folder") as caught:
+            check(project, output=project / place)
+        assert caught.value.where == str(project / "file")
+    assert not asked
+
+
+def test_reports_that_lie_in_a_project_are_no_part_of_it(project, asked, capsys):
+    """Otherwise the second of two equal runs would compute everything anew."""
+    before = fingerprint_project(project)
+    check(project, output=project / "edgekit-out")
+    assert fingerprint_project(project) == before
+
+
+def test_reports_beside_other_files_hide_nothing(project, asked, capsys):
+    (project / "src").mkdir()
+    (project / "src" / "digits.py").write_text("")
+    check(project, output=project / "src")
+    assert "src/digits.py" in fingerprint_project(project)["files"]
 
 
 def test_a_model_file_is_held_against_the_baseline_that_is_given(project, asked, capsys):
@@ -118,7 +170,7 @@ def test_a_metrics_limit_goes_with_a_model_file(project, asked):
 def test_reports_of_every_kind_are_written_where_asked(project, asked, tmp_path, capsys):
     assert check(project, output=tmp_path / "out") == 5  # the sample has a failed stage
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"report.md", "report.html", "report.json", "report.sarif", "junit.xml"}
+    assert written == {"report.md", "report.html", "report.json", "report.sarif", "junit.xml", OUTPUT_MARK}
     assert json.loads((tmp_path / "out" / "report.sarif").read_text())["version"] == "2.1.0"
 
 

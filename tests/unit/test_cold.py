@@ -1,6 +1,7 @@
 """Cold starts are measured on models whose memory is known, and with children that die in every way."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,10 +11,11 @@ import pytest
 
 from tests.models import samples, tiny_onnx, wide_onnx, wide_tflite
 from toolkit.dataset import Dataset
-from toolkit.errors import InputRejected, StageCrashed, StageFailed, StageOutOfMemory
+from toolkit.errors import ConfigError, InputRejected, StageCrashed, StageFailed, StageOutOfMemory
 from toolkit.figures import ColdStart, Memory
 from toolkit.job import Job
-from toolkit.measure import cold, memory
+from toolkit.measure import cold, cold_child, memory
+from toolkit.pipeline.rows import benchmark_notes, machine_records
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="caps and peaks of a process are Linux's")
 ELEMENTS = 12_000_000
@@ -50,7 +52,42 @@ def test_a_cap_is_told_from_a_failure(tmp_path):
     found = start(tmp_path, models, Dataset({"x": np.ones((2, 1), np.float32)}), memory_bytes=WIDE_BYTES // 2)
     assert found["wide"]["over_cap"] is True
     assert "memory cap of 24,000,000 bytes" in found["wide"]["message"]
+    used = Memory.model_validate(found["wide"]["memory"])
+    assert (used.cap, used.cap_bytes, used.n) == ("exceeded", WIDE_BYTES // 2, 1)
+    assert used.peak_bytes >= WIDE_BYTES, "a budget must see what it really needs"
     assert (found["small"]["memory"]["cap"], found["small"]["memory"]["cap_bytes"]) == ("enforced", WIDE_BYTES // 2)
+
+
+@LINUX
+def test_a_start_keeps_to_the_cpus_of_the_target(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from toolkit import plugins
+
+    seen = []
+    runtime = plugins.get("runtimes", "onnxruntime")
+
+    class Watching:
+        def __getattr__(self, name):
+            return getattr(runtime, name)
+
+        def open(self, model, *, threads):
+            seen.append(os.sched_getaffinity(0))
+            return runtime.open(model, threads=threads)
+
+    Dataset({"x": samples(2)}).write(tmp_path / "data")
+    monkeypatch.setattr(plugins, "get", lambda group, name: Watching())
+    cpu, before = max(os.sched_getaffinity(0)), os.sched_getaffinity(0)
+    request = {"model": str(tiny_onnx(tmp_path / "m.onnx")), "data": str(tmp_path / "data"), "runtime": "", "threads": 1, "memory_bytes": None}
+    cold_child.measure({**request, "cpus": [cpu]}, lambda message: None)
+    assert seen == [{cpu}]
+    assert os.sched_getaffinity(0) == before
+
+
+@LINUX
+def test_a_cpu_that_is_not_there_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ConfigError, match="CPU 9999"):
+        start(tmp_path, {"m": tiny_onnx(tmp_path / "m.onnx")}, Dataset({"x": samples(2)}), cpus=[9999])
 
 
 def test_a_damaged_model_is_rejected(tmp_path):
@@ -115,6 +152,15 @@ def test_a_crash_that_only_the_cap_causes_is_a_lack_of_memory(tmp_path, child):
     assert "SIGABRT" in found["message"]
 
 
+def test_a_system_that_tells_no_memory_gives_no_zero_bytes(tmp_path, child, monkeypatch):
+    made = child('say(\'{"ready": {"private_bytes": 0}}\'); say(DONE)')
+    assert Memory.model_validate(start(tmp_path, *made)["m"]["memory"]).resident_bytes == 20
+    monkeypatch.setattr(memory, "MEASURABLE", False)
+    found = start(tmp_path, *made)["m"]
+    assert found["memory"] is None
+    assert found["cold"]["first_ms"] == 2
+
+
 def test_a_crash_with_and_without_the_cap_is_a_crash(tmp_path, child):
     with pytest.raises(StageCrashed):
         start(tmp_path, *child("os.abort()"), memory_bytes=1000)
@@ -162,3 +208,17 @@ def test_elsewhere_than_on_linux_the_largest_resident_set_stands_in(monkeypatch)
     assert used["private_bytes"] > 1 << 20
     with memory.memory_cap(1000) as cap:
         assert cap == "not enforced here"
+
+
+def test_a_benchmark_says_why_not_to_rely_on_it():
+    quiet = {"m": {"steady": True, "noise": 0.01, "max_noise": 0.1}}
+    assert benchmark_notes("m", quiet, {"m": {}}, {}) == ()
+    loud = {"m": {"steady": False, "noise": 0.2, "max_noise": 0.1}}
+    told = benchmark_notes("m", loud, {"m": {"over_cap": True, "message": "needs more"}}, {"notes": ["batch 2: fixed to 1"]})
+    assert [words in line for words, line in zip(("steady", "noise", "needs more", "batch 2"), told, strict=True)] == [True] * 4
+
+
+def test_a_system_that_cannot_pin_is_told_in_the_row():
+    timed = {"p50": 1, "p50_low": 1, "p50_high": 1, "p90": 1, "p90_low": 1, "p90_high": 1, "n": 36, "stand_in": "host cpu, not pinned"}
+    assert machine_records("m", {"m": timed}, {}, {}, "this phone")["latency_ms"].stand_in == "this phone, not pinned"
+    assert machine_records("m", {"m": {**timed, "stand_in": "host cpu"}}, {}, {}, "this phone")["latency_ms"].stand_in == "this phone"

@@ -1,5 +1,6 @@
 """Goldens: what lies within the envelope passes, anything beyond it fails and is named, and a file may come from anybody."""
 
+import contextlib
 import io
 import json
 import re
@@ -161,7 +162,57 @@ HOSTILE = {
     "an envelope of another output": changed(max_abs={"z": 1.0}),
     "a path for a target": changed(target="../../etc/passwd"),
     "no threads": changed(threads=0),
+    "more threads than a machine has": changed(threads=10**9),
+    "an envelope without end": changed(max_abs={"y": float("inf")}),
+    "an envelope below nothing": changed(max_abs={"y": -1.0}),
+    "an envelope that nobody measured": changed(max_abs={"y": 0.5}),
+    "an envelope as wide as the values": changed(max_abs={"y": 1e6}, variants=[{"name": "threads=2", "max_abs": {"y": 1e6}}]),
+    "flips of samples that are not there": changed(flipped=[99]),
+    "labels of outputs that are not there": changed(labelled=["z"]),
+    "rows of samples that are not there": changed(rows=[0]),
+    "a document without end": npz(golden=np.array("[" * 100_000)),
 }
+
+
+def test_whatever_is_damaged_is_one_error(tmp_path):
+    """No change of a few bytes, in the archive or in an array's header, comes out as anything but a golden or a refusal."""
+    whole = goldens.pack(recorded({"y": scores()}))
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    random = np.random.default_rng(0)
+    for number in range(400):
+        if number % 2:
+            content = _mutated(whole, random)
+        else:
+            stream, name = io.BytesIO(), list(parts)[number // 2 % len(parts)]
+            with zipfile.ZipFile(stream, "w") as archive:
+                for part, data in parts.items():
+                    archive.writestr(part, _mutated(data, random, 128) if part == name else data)
+            content = stream.getvalue()
+        (tmp_path / "g.npz").write_bytes(content)
+        with contextlib.suppress(InputRejected):
+            goldens.unpack(tmp_path / "g.npz")
+
+
+def _mutated(content, random, first=None):
+    changed = bytearray(content)
+    for _ in range(3):
+        changed[random.integers(min(first or len(changed), len(changed)))] = random.integers(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(("allowed", "refused"), [(0.0, False), (0.25, False), (1e3, True)])
+def test_an_envelope_as_wide_as_the_values_makes_no_golden(allowed, refused):
+    golden = recorded({"y": scores()}, max_abs=allowed)
+    if refused:
+        with pytest.raises(InputRejected, match=r"as wide as its values, which reach .* could never fail"):
+            goldens.pack(golden)
+    else:
+        assert goldens.pack(golden)
+
+
+def test_the_distance_between_two_classes_is_no_envelope():
+    assert goldens.pack(recorded({"y": np.array([0, 1, 2, 3, 4, 5])}, max_abs=5.0, flipped=(0,)))
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)

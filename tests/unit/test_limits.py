@@ -63,6 +63,8 @@ NEVER_PASSES, NEVER_FAILS = "could never pass", "could never fail"
         ({"metrics": {"expected_calibration_error": {"min": 0.1}}}, "write max"),
         ({"metrics": {"perplexity": {"max": 1}}}, NEVER_PASSES),
         ({"metrics": {"perplexity": {"max_rise": "1pp"}}}, "is no rate"),
+        ({"metrics": {"word_error_rate": {"max": 5}}}, "gives nothing at all"),
+        ({"metrics": {"word_error_rate": {"max_rise": 1.0}}}, "gives nothing at all"),
         ({"metrics": {"roc_auc": {}}}, "at least one of"),
         ({"metrics": {"auc": {"min": 0.9}}}, "unknown metric"),
         ({"metrics": {"roc_auc": {"minimum": 0.9}}}, "unknown key 'metrics.roc_auc.minimum'"),

@@ -89,7 +89,10 @@ def test_a_pass_is_a_pass_and_gives_its_evidence(place):
     done = place.run(code)
     done.assert_outcomes(passed=1)
     done.stdout.fnmatch_lines(
-        ["*= edgekit =*", f"pass *{MODEL} on android-midrange-litert (host cpu): top-1 accuracy 90.50% [[]89.06%, 91.77%] n=1797*"]
+        [
+            "*= edgekit =*",
+            f"pass *{MODEL} on android-midrange-litert (host cpu): top-1 accuracy 90.50% [[]89.06%, 91.77%] n=1,797*change -5.20 pp*n=1,797*",
+        ]
     )
 
 

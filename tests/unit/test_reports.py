@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from tests.reports import FAIL, INCONCLUSIVE, PASS, sample_report
-from toolkit.evidence import Report, StageRecord
-from toolkit.report import chart, html, json, junit, markdown, text
+from tests.reports import row as row_of
+from toolkit.evidence import Finding, Report, StageRecord
+from toolkit.report import chart, html, json, junit, markdown, text, wording
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "report-2.schema.json"
 HOSTILE = "<script>alert(1)</script>|`'\"&\x1b[31m\x00\x08\udc80\u202e@everyone.float32.tflite"
@@ -249,3 +250,19 @@ def test_text_fits_an_ascii_terminal():
 @pytest.mark.parametrize("form", [json.render, junit.render, markdown.render, html.render])
 def test_rendering_is_deterministic(form):
     assert form(sample_report()) == form(sample_report())
+
+
+@pytest.mark.parametrize(
+    ("steps", "budgets", "says"),
+    [
+        (("evaluate:source", "evaluate:a"), (), "float source: accuracy was not measured"),
+        (("evaluate:reference", "evaluate"), (), "float source: accuracy was not measured"),
+        (("evaluate", "benchmark"), ("min_accuracy",), "there is no float source to compare with"),
+        (("envelope",), ("golden", "golden:logits"), "outputs are held against a golden; no labels are needed"),
+    ],
+)
+def test_a_report_without_a_source_says_why(steps, budgets, says):
+    one = row_of("m.onnx", "desktop-ort", tuple(Finding(budget=name, verdict=PASS, reason="") for name in budgets))
+    report = Report(schema=2, project="m", verdict=PASS, rows=(one,), stages=tuple(StageRecord(step=step, status="done") for step in steps))
+    assert wording.source_line(report) == says
+    assert says in markdown.render(report) and says in html.render(report) and says in shown(report, 200)

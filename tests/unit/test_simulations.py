@@ -10,6 +10,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from toolkit.checks.budgets import Evidence, judge
+from toolkit.evidence import Verdict
+from toolkit.limits import Budgets
+from toolkit.measure.tasks.estimates import rate
+from toolkit.stats.calibration import BINS, calibration_change, calibration_interval
 from toolkit.stats.proportions import independent_difference_interval, paired_difference_interval, proportion_interval
 from toolkit.stats.ranking import average_precision, delong_change, delong_interval, delong_macro_change, delong_macro_interval, resampled_sensitivity
 from toolkit.stats.resampling import bca_interval, block_quantile_interval
@@ -76,6 +81,29 @@ def test_a_loss_of_3_points_in_2000_samples_is_failed(accuracy, margin, least):
     assert share(high < -0.02)[0] < 0.55
     high = paired_changes(np.random.default_rng(33), 1000, 8000, accuracy, 0.06, drop=0.03)[:, 1]
     assert share(high < -0.02)[0] >= 0.9
+
+
+def verdicts(generator, trials, n, accuracy, disagreement, drop, margin):
+    """Judges two classifiers on the same samples as a run does: from which samples each got right to the verdict, ``[trials]``."""
+    lost, gained = (disagreement + drop) / 2, (disagreement - drop) / 2
+    found = []
+    for _ in range(trials):
+        kind = generator.choice(4, n, p=[accuracy - lost, lost, gained, 1 - accuracy - gained])
+        metric, change = rate("top1_accuracy", (kind == 0) | (kind == 2), kind <= 1)
+        (finding,) = judge(Budgets(max_drop=margin), Evidence(metrics=[metric], changes=[change]))
+        found.append(finding.verdict)
+    return np.array(found)
+
+
+def test_whole_verdicts_are_rarely_false_and_find_a_loss_of_3_points():
+    """The two claims of the documentation, through the code that gives the verdict: A/A false alarms and the power."""
+    equal = verdicts(np.random.default_rng(49), 1000, 2000, 0.9, 0.06, 0.0, 0.01)
+    _, _, high, words = share(equal == Verdict.FAIL)
+    assert high <= 0.05, f"equal models failed in {words}"
+    worse = verdicts(np.random.default_rng(50), 1000, 2000, 0.9, 0.06, 0.03, 0.01)
+    _, low, _, words = share(worse == Verdict.FAIL)
+    assert low >= 0.9, f"a loss of 3 points failed in {words}"
+    assert not (worse == Verdict.PASS).any() and (equal == Verdict.PASS).mean() > 0.3
 
 
 @pytest.mark.parametrize("n", [300, 1000, 5000])
@@ -171,6 +199,37 @@ def test_macro_area_and_its_change_cover():
     trials = [evaluate(800) for _ in range(300)]
     assert_covers([delong_macro_interval(candidate, label)[1:] for candidate, _, label in trials], areas)
     assert_covers([delong_macro_change(*trial)[1:] for trial in trials], change, 0.94, 1.0)
+
+
+def confidences(generator, n, *temperatures):
+    """How sure models at several temperatures are of the same class, and whether it is right; at 1 they are calibrated."""
+    odds = np.abs(generator.normal(1, 1.5, n))
+    right = generator.random(n) < 1 / (1 + np.exp(-odds))
+    return [(1 / (1 + np.exp(-odds * one - 0.05 * generator.normal(size=n) * (one != 1))), right) for one in temperatures]
+
+
+def calibration_error(confidence, right):
+    bins = np.ceil(confidence * BINS).astype(int) - 1
+    return sum(abs(np.sum((right - confidence)[bins == one])) for one in range(BINS)) / len(right)
+
+
+@pytest.mark.parametrize("n", [200, 2000])
+@pytest.mark.parametrize("temperature", [1.0, 1.2, 2.0])
+def test_calibration_error_covers_whether_the_model_is_calibrated_or_not(temperature, n):
+    """The bootstrap never covers a calibrated model: its low end is above 0 in every trial."""
+    generator = np.random.default_rng(47)
+    truth = 0.0 if temperature == 1 else calibration_error(*confidences(generator, 2_000_000, temperature)[0])
+    found = [calibration_interval(*confidences(generator, n, temperature)[0])[1:] for _ in range(1000)]
+    assert_covers(found, truth, 0.95, 1.0)
+
+
+@pytest.mark.parametrize(("after", "before"), [(1.0, 1.2), (1.2, 1.0), (1.2, 1.2), (2.0, 1.0)])
+def test_change_of_calibration_error_never_covers_too_little(after, before):
+    generator = np.random.default_rng(48)
+    exact = confidences(generator, 2_000_000, after, before)
+    truth = (calibration_error(*exact[0]) if after != 1 else 0.0) - (calibration_error(*exact[1]) if before != 1 else 0.0)
+    found = [calibration_change(*confidences(generator, 2000, after, before))[1:] for _ in range(1000)]
+    assert_covers(found, truth, 0.93, 1.0)
 
 
 def ratio(part, whole):

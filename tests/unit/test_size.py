@@ -77,7 +77,28 @@ def test_the_lowest_of_all_limits_counts(model, recorded):
     assert check_sizes([model], baseline=path, max_size_bytes=500)[0].limit_from == "--max-size-bytes"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 3}', '{"rows": [{"size_bytes": "x", "artifact": "m.onnx"}]}', '{"rows": [3]}'])
+@pytest.mark.parametrize("tolerance", ["1000%", -0.5, 1e999, True, "x", None])
+def test_a_tolerance_that_a_baseline_refuses_is_refused_here_too(model, tmp_path, tolerance):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps({"tolerances": {"size": tolerance}, "rows": [{"artifact": "m.onnx", "target": "t", "size_bytes": 900}]}))
+    with pytest.raises(ConfigError, match="is not a baseline"):
+        check_sizes([model], baseline=path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"rows": 3}',
+        "[" * 200_000,
+        '{"schema": 2, "rows": []}',
+        '{"rows": [{"artifact": "m.onnx", "size_bytes": 1e999}]}',
+        '{"rows": [{"size_bytes": "x", "artifact": "m.onnx"}]}',
+        '{"rows": [3]}',
+    ],
+)
 def test_what_is_no_baseline_is_refused(model, tmp_path, text):
     path = tmp_path / "b.json"
     path.write_text(text)

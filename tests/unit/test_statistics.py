@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from toolkit.stats import resampling
+from toolkit.stats.calibration import calibration_change, calibration_interval
 from toolkit.stats.proportions import holm, independent_difference_interval, mcnemar_p, paired_difference_interval, proportion_interval
-from toolkit.stats.quantiles import quantile_interval
 from toolkit.stats.resampling import bca_interval, block_quantile_interval
 from toolkit.stats.signal import finite_db, sqnr_db
 
@@ -138,38 +138,21 @@ def test_holm_is_that_of_statsmodels(p_values):
     assert holm(p_values) == pytest.approx(list(expected))
 
 
-@pytest.mark.parametrize(("q", "n"), [(0.5, 200), (0.9, 200), (0.5, 31)])
-def test_quantile_interval_covers_the_true_quantile(q, n):
-    from scipy.stats import expon
+def order_statistic_interval(samples, q, level=0.95):
+    """Of independent measurements: the number of them below the true quantile is binomial (Conover, 3rd ed., section 3.2)."""
+    from scipy.stats import binom
 
-    samples = np.random.default_rng(5).exponential(size=(2000, n))
-    intervals = [quantile_interval(row, q)[1:] for row in samples]
-    covered = np.mean([low <= expon.ppf(q) <= high for low, high in intervals])
-    assert 0.935 <= covered <= 0.985
-
-
-def test_quantile_interval_of_the_median_takes_the_ranks_that_enumeration_gives():
-    """Between the 40th and the 61st of 100 samples the median lies with 96.5 %; one rank less on either side and it is below 95 %."""
-
-    def chance(low, high):
-        return sum(math.comb(100, below) for below in range(low, high)) / 2**100
-
-    assert chance(40, 61) >= 0.95 > chance(41, 60)
-    assert quantile_interval(np.arange(1, 101), 0.5) == (50.5, 40.0, 61.0)
-
-
-def test_quantile_interval_of_few_samples_ends_at_the_extremes():
-    assert quantile_interval([3.0, 1.0, 2.0], 0.5)[1:] == (1.0, 3.0)
-    assert quantile_interval([4.0], 0.5) == (4.0, 4.0, 4.0)
-    with pytest.raises(ValueError, match="no samples"):
-        quantile_interval([], 0.5)
+    ordered = np.sort(samples)
+    chance = binom.cdf(np.arange(len(ordered) + 1), len(ordered), q)
+    low, high = np.searchsorted(chance, (1 - level) / 2), np.searchsorted(chance, (1 + level) / 2) + 1
+    return np.quantile(ordered, q), ordered[max(low, 1) - 1], ordered[min(high, len(ordered)) - 1]
 
 
 def test_block_quantile_of_rounds_that_are_alike_is_that_of_single_measurements():
     """Each round is the same: they tell no less than independent measurements do, and t with 35 degrees asks for a little more."""
     rounds = [list(range(1, 101))] * 36
     value, low, high = block_quantile_interval(rounds, 0.9)
-    plain = quantile_interval(np.concatenate(rounds), 0.9)
+    plain = order_statistic_interval(np.concatenate(rounds), 0.9)
     assert value == plain[0] and plain[1] - 1 <= low <= plain[1] and plain[2] <= high <= plain[2] + 1
 
 
@@ -316,3 +299,32 @@ def test_sqnr_of_small_integers_does_not_overflow():
 
 def test_finite_db_fits_into_json():
     assert (finite_db(math.inf), finite_db(-math.inf), finite_db(31.5)) == (200.0, -200.0, 31.5)
+
+
+def test_a_bin_of_the_calibration_error_holds_its_upper_end():
+    found = calibration_interval(np.array([0.2, 0.25, 0.6, 0.59]), np.array([True, True, False, True]))
+    assert found[0] == pytest.approx((0.8 + 0.75 + abs(0 - 0.6 + 1 - 0.59)) / 4)  # 9/15 shares the bin of 0.59, 3/15 not that of 0.25
+
+
+def test_the_interval_of_a_clear_calibration_error_is_that_of_a_mean():
+    """All confidences are in one bin, far from the frequency: what is left is the mean of right minus confidence."""
+    generator = np.random.default_rng(3)
+    confidence, right = np.full(400, 0.9), generator.random(400) < 0.5
+    gap = confidence.mean() - right.mean()
+    half = 1.959964 * math.sqrt(right.var() / 400)
+    assert calibration_interval(confidence, right) == pytest.approx((gap, gap - half, gap + half), abs=1e-6)
+    lower = np.full(400, 0.8)  # what both share drops out, bar a constant
+    value, low, high = calibration_change((confidence, right), (lower, right))
+    assert value == pytest.approx(0.1) and high - low < 0.03
+
+
+def test_a_calibration_error_without_any_wrong_sample_is_not_certain():
+    reach = proportion_interval(0, 20)[1]
+    assert calibration_interval(np.ones(20), np.ones(20, bool)) == pytest.approx((0, 0, reach))
+
+
+def test_calibration_refuses_what_it_cannot_judge():
+    with pytest.raises(ValueError, match="no samples"):
+        calibration_interval(np.array([]), np.array([], bool))
+    with pytest.raises(ValueError, match="cannot pair 2 samples with 3"):
+        calibration_change((np.full(2, 0.5), np.ones(2, bool)), (np.full(3, 0.5), np.ones(3, bool)))

@@ -18,8 +18,8 @@ from toolkit.measure.tasks import estimates, prepare
 from toolkit.measure.tasks.interface import Question
 from toolkit.measure.tasks.one_by_one import class_changes, list_flips
 from toolkit.measure.tasks.speech import Speech, edits
-from toolkit.measure.tasks.summary import Summary, calibration_error, class_counts, standing, summarize
-from toolkit.metrics import TASKS
+from toolkit.measure.tasks.summary import class_counts, standing, summarize
+from toolkit.metrics import TASKS, scale
 from toolkit.stats.proportions import paired_difference_interval, proportion_interval
 
 N = 80
@@ -99,7 +99,6 @@ def test_statistics_of_weights_are_metrics_of_repeated_samples():
     scores, label = logits(N, 4), labels(N, 4)
     summary = summarize(scores, label)
     repeated(estimates.macro_f1(class_counts(summary, label)), WEIGHTS, lambda rows: sk.f1_score(label[rows], summary.picked[rows], average="macro"))
-    repeated(calibration_error(summary), WEIGHTS, lambda rows: calibration_by_hand(summary.confidence[rows], summary.right[rows]))
 
 
 def test_probabilities_are_told_from_logits_even_after_8_bit_rounding():
@@ -107,6 +106,9 @@ def test_probabilities_are_told_from_logits_even_after_8_bit_rounding():
     chance = softmax(scores, axis=1)
     eighth = (np.round(chance * 256) / 256).astype(np.float32)
     assert [summarize(one, label).probabilities for one in (scores, chance, eighth, np.abs(scores))] == [False, True, True, False]
+    flat = softmax(np.random.default_rng(2).normal(size=(N, 1000)), axis=1)  # most of 1,000 classes round to 0 or to twice what they were
+    assert summarize((np.round(flat * 256) / 256).astype(np.float32), label).probabilities
+    assert not summarize((scores - scores.min()) / 1000, label).probabilities
     from_logits, from_chances = (by_name(task("text-classification", label, positive=2).answer(one, None)) for one in (scores, chance))
     for name, (metric, _) in from_logits.items():
         assert from_chances[name][0].value == pytest.approx(metric.value, abs=1e-6), name
@@ -129,10 +131,14 @@ def test_equal_margins_of_a_quantized_model_tie():
     np.testing.assert_array_equal(stats.rankdata(order), stats.rankdata(steps[:, 1] - steps[:, 0]))
 
 
-def test_a_bin_of_the_calibration_error_holds_its_upper_end():
-    summary = Summary(np.zeros(4, int), np.array([0, 0, 1, 0]), np.array([0.2, 0.25, 0.6, 0.59]), True)
-    found = calibration_error(summary)(np.ones((1, 4)))
-    assert found == pytest.approx((0.8 + 0.75 + abs(0 - 0.6 + 1 - 0.59)) / 4)  # 9/15 shares the bin of 0.59, 3/15 not that of 0.25
+def test_a_calibrated_model_is_within_its_own_calibration_interval_and_a_model_within_its_change():
+    generator = np.random.default_rng(8)
+    scores = generator.normal(scale=2, size=(300, 4))
+    label = (softmax(scores, axis=1).cumsum(axis=1) > generator.random((300, 1))).argmax(axis=1)
+    answer = task("image-classification", label).answer(scores.astype(np.float32), scores.astype(np.float32))
+    metric, change = by_name(answer)["expected_calibration_error"]
+    assert metric.low == 0 < metric.value < metric.high
+    assert (change.value, change.low, change.high) == pytest.approx((0, -proportion_interval(0, 300)[1], proportion_interval(0, 300)[1]))
 
 
 def test_infinite_scores_are_the_largest_there_are():
@@ -174,6 +180,11 @@ def test_the_primary_metric_comes_first_and_curves_of_many_classes_only_then():
     assert [metric.name for metric, _ in found] == ["roc_auc", "top1_accuracy", "top5_accuracy", "macro_f1", "expected_calibration_error"]
 
 
+def test_a_single_score_per_sample_picks_nothing():
+    with pytest.raises(InputRejected, match="gives one score per sample"):
+        task("image-classification", np.zeros(9, int)).check((1,))
+
+
 def test_one_class_alone_has_no_curve():
     found = by_name(task("image-classification", np.zeros(9, int)).answer(logits(9, 3), None))
     assert set(found) == {"top1_accuracy", "macro_f1", "expected_calibration_error"}
@@ -209,6 +220,28 @@ def test_nothing_changed_is_not_known_for_certain():
         if name == "macro_f1":
             assert (metric.value, metric.low, metric.high) == (1, pytest.approx(1 - reach), 1)
             assert (change.low, change.high) == (pytest.approx(-reach), pytest.approx(reach))
+
+
+def test_a_reference_that_guesses_makes_no_change_informative():
+    """Two classes in 7 to 3: labels that have nothing to do with the scores, and labels that the scores follow."""
+    n = 400
+    label = (np.random.default_rng(5).random(n) < 0.3).astype(np.int64)
+    good = np.stack([1.0 - label, label], axis=1).astype(np.float32) * 3 + logits(n, 2)
+    for scores, expected in ((logits(n, 2, seed=9), False), (good, True)):
+        answer = task("image-classification", label).answer(scores, scores)
+        assert {change.informative for _, change in answer.measured if change} == {expected}
+
+
+def test_one_class_alone_tells_nothing_about_losses():
+    label = np.zeros(300, np.int64)
+    scores = np.tile(np.float32([4.0, 0.0]), (300, 1))
+    answer = task("image-classification", label).answer(scores, scores)
+    assert not any(change.informative for _, change in answer.measured if change)
+
+
+def test_what_was_left_out_is_said_with_the_reason():
+    answer = task("image-classification", labels(90, 3)).answer(logits(90, 3), None)
+    assert "no positive class" in answer.left_out["average_precision"] and "top5_accuracy" in answer.left_out
 
 
 def test_class_changes_are_tests_class_by_class():
@@ -370,8 +403,9 @@ def test_perplexity_and_token_accuracy_of_the_next_token():
 
 
 def test_intervals_of_perplexity_agree_with_scipys_bootstrap_alone_and_paired():
-    label, output = language()
-    other = output + 0.3 * language(40)[1][::-1]
+    n = 120  # with fewer than 47 the interval allows for samples that were not drawn
+    label, output = language(n)
+    other = output + 0.3 * language(n)[1][::-1]
     one, records = reduced("text-generation", label, output)
     _, before = reduced("text-generation", label, other)
     metric, change = by_name(one.answer(records, before))["perplexity"]
@@ -382,12 +416,34 @@ def test_intervals_of_perplexity_agree_with_scipys_bootstrap_alone_and_paired():
     def difference(rows, axis=-1):
         return perplexity(records, rows) - perplexity(before, rows)
 
-    rows, settings = (np.arange(40),), {"method": "BCa", "n_resamples": 4000, "rng": np.random.default_rng(0)}
+    rows, settings = (np.arange(n),), {"method": "BCa", "n_resamples": 4000, "rng": np.random.default_rng(0)}
     alone = stats.bootstrap(rows, lambda rows, axis=-1: perplexity(records, rows), **settings).confidence_interval
     paired = stats.bootstrap(rows, difference, **settings).confidence_interval
     for found, expected in ((metric, alone), (change, paired)):
         width = expected.high - expected.low
         assert (found.low, found.high) == (pytest.approx(expected.low, abs=0.06 * width), pytest.approx(expected.high, abs=0.06 * width))
+
+
+def test_probabilities_in_place_of_logits_are_refused_and_log_probabilities_taken():
+    label, output = language()
+    chances = softmax(output, axis=2)
+    with pytest.raises(InputRejected, match="gives probabilities"):
+        reduced("text-generation", label, chances)
+    assert reduced("text-generation", label, np.log(chances))[1] == pytest.approx(reduced("text-generation", label, output)[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ends_stay_on_the_scale_and_a_sample_or_two_show_no_change_of_perplexity(n):
+    label, output = language(40)
+    label, output = np.abs(label[:n]) % 11, output[:n]
+    one, records = reduced("text-generation", label, output)
+    _, before = reduced("text-generation", label, 2 * output if n == 1 else output[::-1] * 0.9)
+    found = by_name(one.answer(records, before))
+    for name, (metric, change) in found.items():
+        least, most = scale(name).low, scale(name).high
+        assert least <= metric.low <= metric.value <= metric.high <= most, name
+        assert least - most <= change.low <= change.value <= change.high <= most - least, name
+    assert found["perplexity"][1].low < 0 < found["perplexity"][1].high
 
 
 def test_a_token_without_any_chance_is_named():

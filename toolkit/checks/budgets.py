@@ -6,17 +6,20 @@ how many samples would decide if the measured value stayed as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.checks import latency as latency_checks
-from toolkit.checks.samples import forecast, samples_for_agreement, samples_for_perfect_rate, samples_for_rate, samples_for_value
+from toolkit.checks.samples import forecast, samples_for_agreement, samples_for_change, samples_for_perfect_rate, samples_for_rate, samples_for_value
 from toolkit.checks.verdicts import Judgement, by_interval, conclude, exactly, missing
 from toolkit.evidence import Finding, Verdict, worst
 from toolkit.figures import Change, Latency, Memory, Metric, show_difference, show_name, show_size, show_value
 from toolkit.limits import Budgets, MetricBudget
 from toolkit.metrics import loss, scale
+from toolkit.stats.proportions import proportion_interval
 
+_GUESSING = "the reference does no better than guessing on these samples, so that no loss could show; check labels and samples"
 _WHAT_HAS_A_TWIN = ("max_size_ratio", "max_latency_ratio")
 
 
@@ -127,10 +130,25 @@ def not_inferior(margin: float, change: Change, rate: float | None, basis: str =
     least, most = sorted((loss(change.metric, change.low), loss(change.metric, change.high)))
     facts = f"{_moved(change)} {basis or f'on {change.n:,} samples'}; allowed {show_margin(change.metric, margin)}"
     verdict = by_interval(holds=most <= margin, misses=least > margin)
-    samples = samples_for_value(-lost, -most, -least, change.n, -margin)
+    if not change.informative and verdict is not Verdict.FAIL:
+        return conclude(Verdict.INCONCLUSIVE, facts, _GUESSING)
+    samples = _samples_for_margin(margin, change, rate)
     needed = samples_for_agreement(margin, 1.0 if rate is None else rate) if change.lost is not None and verdict is Verdict.INCONCLUSIVE else 0
     best = "a model that agrees on every one"
     return conclude(verdict, facts, forecast(samples, towards_pass=lost < margin, n=change.n, least=needed, best=best))
+
+
+def _samples_for_margin(margin: float, change: Change, rate: float | None) -> int | None:
+    """Counts the samples that would decide, from the four counts of the samples where they are known."""
+    lost, gained, n = change.lost, change.gained, change.n
+    if change.method == "Newcombe" and rate is not None and lost is not None and gained is not None and round(change.value * n) == gained - lost:
+        right = round(rate * n)
+        return samples_for_change(right - gained, lost, gained, n - right - lost, margin)
+    if not change.value and math.isclose(change.high, proportion_interval(0, n)[1], rel_tol=1e-6):
+        return samples_for_agreement(margin)  # no sample differs: the interval is that of no change in n
+    value = loss(change.metric, change.value)
+    least, most = sorted((loss(change.metric, change.low), loss(change.metric, change.high)))
+    return samples_for_value(-value, -most, -least, n, -margin)
 
 
 def show_margin(name: str, margin: float) -> str:

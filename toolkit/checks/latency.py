@@ -17,6 +17,8 @@ from toolkit.stats.proportions import Interval
 
 # The largest of n times is above the 90th percentile with probability 1 - 0.9**n; with fewer, no time bounds it from above.
 P90_RUNS = math.ceil(math.log(TAIL) / math.log(0.9))
+# Neighbours lengthen times and never shorten them: beside them a time that holds its limit still does, one that misses it may not.
+MOST_NEIGHBOURS = 0.5
 _LONGER = "a longer measurement or a quieter machine would narrow it"
 
 
@@ -29,7 +31,11 @@ def max_p90(limit_ms: float, latency: Latency | None) -> Judgement:
     facts = f"p90 latency {latency.p90:.3f} ms {interval} over {latency.n:,} runs{where}{_noise(latency)}; allowed {limit_ms:.3f} ms"
     if latency.n < P90_RUNS:
         return conclude(Verdict.INCONCLUSIVE, facts, f"a 95 % interval of the p90 needs at least {P90_RUNS} inferences")
-    return decide(latency, (latency.p90, latency.p90_low, latency.p90_high), limit_ms, facts)
+    verdict, reason = decide(latency, (latency.p90, latency.p90_low, latency.p90_high), limit_ms, facts)
+    if verdict is Verdict.FAIL and (latency.neighbours or 0.0) > MOST_NEIGHBOURS:
+        busy = f"other processes kept {latency.neighbours:.1f} CPUs busy meanwhile, which makes every time longer: measure on a quieter machine"
+        return conclude(Verdict.INCONCLUSIVE, facts, busy)
+    return verdict, reason
 
 
 def max_ratio(limit: float, latency: Latency | None) -> Judgement:

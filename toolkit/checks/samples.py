@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 from toolkit.stats.proportions import paired_difference_interval
@@ -39,6 +40,31 @@ def samples_for_value(value: float, low: float, high: float, n: int, limit: floa
     return None if gap == 0 else _smallest(n * (half / gap) * (half / gap), strict=gap < 0)
 
 
+def samples_for_change(both: float, lost: float, gained: float, neither: float, margin: float) -> int | None:
+    """Counts the samples at which Newcombe's interval of two models that keep agreeing as they do leaves a margin.
+
+    Found by scaling the four counts: where few samples differ, that interval shrinks faster than the root of the count.
+
+    Args:
+        both: Samples that both got right.
+        lost: Samples that only the reference got right.
+        gained: Samples that only the candidate got right.
+        neither: Samples that both got wrong.
+        margin: Allowed loss.
+
+    Returns:
+        The smallest such count, or ``None`` when the change sits on the margin and no count decides.
+    """
+    shares = [count / (both + lost + gained + neither) for count in (both, lost, gained, neither)]
+    passing = shares[1] - shares[2] < margin
+
+    def shown(count: int) -> bool:
+        _, low, high = paired_difference_interval(*(share * count for share in shares))
+        return low >= -margin if passing else high < -margin
+
+    return None if math.isclose(shares[1] - shares[2], margin, rel_tol=1e-9) else _first(shown)
+
+
 def samples_for_perfect_rate(limit: float) -> int:
     """Counts the samples from which on a rate can be shown to reach a limit: with all of them right, Wilson's low end is ``n / (n + z^2)``."""
     return _smallest(Z95**2 * limit / (1 - limit), strict=False) or 1
@@ -56,14 +82,7 @@ def samples_for_agreement(margin: float, rate: float = 1.0) -> int:
         right = min(count, round(rate * count))
         return paired_difference_interval(right, 0, 0, count - right)[1] >= -margin
 
-    enough = 1
-    while not shown(enough) and enough < _TOO_MANY:
-        enough *= 2
-    few = enough // 2
-    while enough - few > 1:
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if shown(middle) else (middle, enough)
-    return enough
+    return _first(shown) or math.ceil(_TOO_MANY)
 
 
 def about(count: int) -> str:
@@ -95,3 +114,17 @@ def _smallest(bound: float, *, strict: bool) -> int | None:
     # The nudge keeps rounding errors of the bound from landing one sample short.
     bound *= 1 + 1e-9
     return math.floor(bound) + 1 if strict else max(1, math.ceil(bound))
+
+
+def _first(shown: Callable[[int], bool]) -> int | None:
+    """Returns the count from which on something is shown; ``None`` when nobody could collect as many."""
+    enough = 1
+    while not shown(enough):
+        enough *= 2
+        if enough > _TOO_MANY:
+            return None
+    few = enough // 2
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if shown(middle) else (middle, enough)
+    return enough

@@ -52,7 +52,8 @@ def rows(found: Benchmark) -> dict[str, object]:
         shown["memory"] = memory_line(found.memory)
     if found.roofline:
         shown["roofline"] = roofline_line(found.roofline)
-    return shown | {f"batch {point.batch}, threads {point.threads}": point_line(point) for point in found.curve}
+    shown |= {f"batch {point.batch}, threads {point.threads}": point_line(point) for point in found.curve}
+    return shown | ({"note": "\n".join(found.notes)} if found.notes else {})
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toolkit.cli.common import Format, FormatOption, JobsOption, TaskName, VerboseOption, emit, progress
-from toolkit.cli.evaluate import ReferenceOption, ScoresOption
-from toolkit.cli.run import StrictOption
+from toolkit.cli.evaluate import ClassesOption, PositiveOption, PrimaryOption, ReferenceOption, ScoresOption, chosen, read_classes
+from toolkit.cli.run import BaselineOption, NoBaselineOption, StrictOption, committed_baseline, refuse_both
 
 if TYPE_CHECKING:
     from toolkit.evidence import Report
@@ -39,13 +39,10 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option("--metric", help="A limit of one metric, repeatable: roc_auc:min=0.9, macro_f1:max_drop=1pp.", show_default=False),
 ]
-BaselineOption = Annotated[
-    Path | None, typer.Option("--baseline", "-b", help="Committed baseline file.", show_default="PROJECT/edgekit-baseline.json, if there")
-]
-NoBaselineOption = Annotated[bool, typer.Option("--no-baseline", help="Judge by the budgets alone.")]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder for report.md, .html, .json, .sarif and junit.xml.", show_default=False)
 ]
+SecondsOption = Annotated[float | None, typer.Option("--seconds", min=0.05, help="Timed seconds for each model.", show_default="1")]
 OneTaskOption = Annotated[TaskName | None, typer.Option("--task", help="What a model file does.", show_default=TaskName.image_classification.value)]
 
 
@@ -67,6 +64,10 @@ def check(
     output: OutputOption = None,
     task: OneTaskOption = None,
     scores: ScoresOption = None,
+    classes: ClassesOption = None,
+    primary: PrimaryOption = None,
+    positive: PositiveOption = None,
+    seconds: SecondsOption = None,
     strict: StrictOption = False,
     jobs: JobsOption = None,
     format: FormatOption = Format.text,
@@ -77,7 +78,7 @@ def check(
     A project is also held against its committed baseline, when it has one. Exit 0 pass, 1 fail, 6 inconclusive under --strict.
     """
     from toolkit import exit_code, write_reports
-    from toolkit.errors import ConfigError
+    from toolkit.pipeline.deliver import check_writable
     from toolkit.report import text
 
     given = {
@@ -91,30 +92,43 @@ def check(
         "metrics": _metric_limits(metric) if metric else None,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
-    if baseline is not None and no_baseline:
-        raise ConfigError("--baseline and --no-baseline exclude each other", where="check", hint="give one of them")
+    refuse_both(baseline, no_baseline=no_baseline)
+    if output is not None:
+        check_writable(output)
     if subject.is_dir() or subject.suffix in ("", ".toml"):
-        for_models = {"--data": data, "--target": target, "--reference": reference, "--task": task, "--scores": scores, "budgets": wanted or None}
-        report = _project(subject, for_models, baseline, no_baseline, jobs)
+        for_models: dict[str, object] = {
+            "--data": data,
+            "--target": target,
+            "--reference": reference,
+            "--task": task,
+            "--scores": scores,
+            "budgets": wanted or None,
+        }
+        for_models |= {"--classes": classes, "--primary": primary, "--positive": positive, "--seconds": seconds}
+        report = _project(subject, for_models, committed_baseline(subject, baseline, no_baseline=no_baseline), jobs)
     else:
-        report = _model(subject, wanted, data, target, reference, baseline, task or TaskName.image_classification, scores)
+        question = {
+            "task": (task or TaskName.image_classification).value,
+            "output": scores,
+            "classes": read_classes(classes),
+            "metrics": chosen(primary, positive),
+            "seconds": seconds or 1.0,
+        }
+        report = _model(subject, wanted, data, target, reference, baseline, question)
     if output is not None:
         write_reports(report, output)
     emit(report, lambda out: text.render(report, out))
     return exit_code(report, strict=strict)
 
 
-def _project(subject: Path, for_models: Mapping[str, object], baseline: Path | None, no_baseline: bool, jobs: int | None) -> Report:
+def _project(subject: Path, for_models: Mapping[str, object], baseline: Path | None, jobs: int | None) -> Report:
     from toolkit import check_project
     from toolkit.errors import ConfigError
-    from toolkit.pipeline.baseline import baseline_file
 
     if stray := [name for name, value in for_models.items() if value is not None]:
         raise ConfigError(f"{', '.join(stray)} go with a model file; a project says these itself", hint="write them into edgekit.toml")
-    own = baseline_file(subject)
-    committed = None if no_baseline else baseline or (own if own.exists() else None)
     with progress() as listener:
-        return check_project(subject, baseline=committed, listener=listener, jobs=jobs)
+        return check_project(subject, baseline=baseline, listener=listener, jobs=jobs)
 
 
 def _model(
@@ -124,8 +138,7 @@ def _model(
     target: str | None,
     reference: Path | None,
     baseline: Path | None,
-    task: TaskName,
-    scores: str | None,
+    question: Mapping[str, Any],
 ) -> Report:
     from toolkit import check as check_model
     from toolkit import inspect as read
@@ -139,17 +152,7 @@ def _model(
         except ConfigError:
             read(subject)  # a damaged file is the first thing to tell, whatever else is missing
             raise
-        return check_model(
-            subject,
-            data,
-            target=target,
-            reference=reference,
-            budgets=budgets,
-            baseline=baseline,
-            task=task.value,
-            output=scores,
-            listener=listener,
-        )
+        return check_model(subject, data, target=target, reference=reference, budgets=budgets, baseline=baseline, listener=listener, **question)
 
 
 def _metric_limits(words: Sequence[str]) -> dict[str, dict[str, Any]]:

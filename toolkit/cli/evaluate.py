@@ -57,6 +57,7 @@ def evaluate(
         rows[show_name(metric.name)] = f"{show_metric(metric)}, {metric.method}"
         if metric.name in changes:
             rows[f"  change of {show_name(metric.name)}"] = f"{show_change(changes[metric.name])}, {changes[metric.name].method}"
+    rows |= {show_name(name): f"not measured: {why}" for name, why in found.left_out.items()}
     if found.flips:
         rows["label flips"] = flips_line(found.flips)
     if lost := [one for one in found.classes if one.lost > one.gained]:

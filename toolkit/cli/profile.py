@@ -75,13 +75,14 @@ def summary(found: Profile) -> dict[str, object]:
     """Names what the table adds up to."""
     known = sum(one.share for one in found.operators if one.layer)
     ratio = f", {found.total_ms / found.latency_ms:.0%} of the latency" if found.latency_ms else ""
-    return {
+    shown: dict[str, object] = {
         "artifact": found.artifact,
         "target": f"{found.target} ({found.stand_in}, {found.runtime})",
         "operators": f"{len(found.operators)}, together p50 {found.total_ms:.4f} ms{ratio}, n={found.n}",
         "latency": f"p50 {found.latency_ms:.4f} ms, measured in turns without recording",
         "layers": f"known for {known:.0%} of the time",
     }
+    return shown | ({"note": found.note} if found.note else {})
 
 
 _Rows = list[tuple[tuple[str, ...], float]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from toolkit.metrics import TASKS
 from toolkit.plugins import Session
 
 OUTCOMES = "outcomes.npy"
+_OF_VALUES = ("expected_calibration_error", "perplexity")
 FLIPS = "flips.json"
 LISTED_FLIPS = 20
 LISTED_CLASSES = 1000
@@ -76,6 +78,9 @@ def run(job: Job) -> Facts:
     records = np.load(job.out / task.file, mmap_mode="r", allow_pickle=False)
     reference = _read_reference(job.inputs["reference"], task.file, records.shape, digest) if "reference" in job.inputs else None
     answer = task.answer(records, reference)
+    spec = next(spec for spec in session.signature.outputs if spec.name == scores_output(session.signature, job.options.get("output"), task.axes))
+    if np.dtype(spec.dtype).kind in "iu":
+        answer = _of_integers(answer, f"output {spec.name!r} holds quantized {spec.dtype}, whose scale these figures would need", data.where)
     if answer.outcomes is not None:
         np.save(job.out / OUTCOMES, answer.outcomes.astype(np.uint8), allow_pickle=False)
     if answer.flips is not None:
@@ -101,6 +106,16 @@ def _question(job: Job, data: str) -> Question:
     )
 
 
+def _of_integers(answer: Answer, why: str, where: str) -> Answer:
+    """Leaves out what depends on the scores' real values: integers of another scale rank alike, but are no probabilities."""
+    primary = answer.measured[0][0].name
+    if primary in _OF_VALUES:
+        raise InputRejected(f"{primary} cannot be measured: {why}", where=where, hint="export the file with float outputs")
+    dropped = [metric.name for metric, _ in answer.measured if metric.name in _OF_VALUES]
+    kept = [(metric, change) for metric, change in answer.measured if metric.name not in _OF_VALUES]
+    return replace(answer, measured=kept, left_out={**answer.left_out, **dict.fromkeys(dropped, why)})
+
+
 def _facts(answer: Answer, n: int) -> Facts:
     metrics = [metric.model_dump(mode="json") for metric, _ in answer.measured]
     changes = [change.model_dump(mode="json") for _, change in answer.measured if change]
@@ -112,6 +127,7 @@ def _facts(answer: Answer, n: int) -> Facts:
         "classes": [one.model_dump(mode="json") for one in answer.classes[:LISTED_CLASSES]],
         "flips": _flips(answer.flips, n),
         "agreement": answer.agreement,
+        "left_out": dict(answer.left_out),
     }
 
 
@@ -289,6 +305,9 @@ def _read_reference(folder: Path, name: str, shape: tuple[int, ...], digest: str
         raise InputRejected(
             f"has {file.stem} {list(records.shape)}, expected {list(shape)}", where=str(file), hint="evaluate the reference on the same samples"
         )
-    if (folder / FACTS).exists() and read_facts(folder).get("samples_digest", digest) != digest:
+    measured_on = read_facts(folder).get("samples_digest") if (folder / FACTS).exists() else None
+    if measured_on is None:
+        raise InputRejected("does not say on which samples it was measured", where=str(folder), hint="evaluate the reference again")
+    if measured_on != digest:
         raise InputRejected("was measured on other samples", where=str(folder), hint="evaluate the reference on the same samples")
     return records

@@ -32,17 +32,21 @@ def run(job: Job) -> Facts:
     """Measures load time, first inference and memory of each model.
 
     Inputs: one model file per artifact name, and ``data`` (folder of a data set that fits all of them; its first rows are fed).
-    Options: ``runtime``, ``threads``, ``memory_bytes`` (cap, or ``None``), ``repeats`` (fresh processes for each model, 5).
+    Options: ``runtime``, ``threads``, ``memory_bytes`` (cap, or ``None``), ``repeats`` (fresh processes for each model, 5),
+    ``cpus`` (which CPUs they may use; all by default).
 
     The models take turns. The peak of private memory is the largest ``VmData`` (proc(5)) that a look each millisecond from
     outside finds, and the resident peak is ``VmHWM``, both less what the process had before it opened the model. Elsewhere than
     on Linux both are the growth of ``ru_maxrss`` (getrusage(2)).
 
     Returns:
-        For each artifact name ``cold`` (:class:`toolkit.figures.ColdStart`) and ``memory`` (:class:`toolkit.figures.Memory`).
-        A model that needs more than the cap has ``over_cap`` and ``message`` in their place.
+        For each artifact name ``cold`` (:class:`toolkit.figures.ColdStart`) and ``memory`` (:class:`toolkit.figures.Memory`;
+        ``None`` on a system that does not tell a process's memory).
+        A model that needs more than the cap has ``over_cap`` and ``message`` in place of ``cold``, and its ``memory`` is what one
+        process without the cap used (``cap`` is ``exceeded``), so that a budget is judged by it; no ``memory`` where even that failed.
 
     Raises:
+        ConfigError: A CPU cannot be used.
         InputRejected: A model is damaged, or the data do not fit it.
         MissingExtra: The runtime is not installed.
         StageFailed: The runtime cannot execute a model.
@@ -60,7 +64,7 @@ def run(job: Job) -> Facts:
                 except StageOutOfMemory as error:
                     if job.options.get("memory_bytes") is None:
                         raise
-                    facts[name] = {"over_cap": True, "message": str(error)}
+                    facts[name] = {"over_cap": True, "message": str(error), **_without_cap(path, job)}
         job.progress(number + 1, repeats, "starting")
     for name, path in models.items():
         if name not in facts:
@@ -68,10 +72,23 @@ def run(job: Job) -> Facts:
     return facts
 
 
+def _without_cap(model: Path, job: Job) -> Facts:
+    """What a model that needs more than the cap really uses."""
+    try:
+        start = _start(model, Job(job.inputs, {**job.options, "memory_bytes": None}, job.out))
+    except StageOutOfMemory:
+        return {}
+    found = _summary([{**start, "cap": "exceeded"}], model, job.options["memory_bytes"])["memory"]
+    return {"memory": found} if found else {}
+
+
 def _start(model: Path, job: Job) -> dict[str, Any]:
     """Starts once. A runtime that a cap makes crash, instead of saying that it has no memory, is told by doing without the cap."""
-    request = {"model": str(model), "data": str(job.inputs[DATA]), **{name: job.options[name] for name in ("runtime", "threads")}}
-    cap = job.options.get("memory_bytes")
+    options = job.options
+    # The child pins itself: this process, which watches it, must not take its CPU's time.
+    where = {"runtime": options["runtime"], "threads": options["threads"], "cpus": list(options.get("cpus") or ())}
+    request = {"model": str(model), "data": str(job.inputs[DATA]), **where}
+    cap = options.get("memory_bytes")
     try:
         return _ask({**request, "memory_bytes": cap})
     except StageCrashed as error:
@@ -137,6 +154,8 @@ def _summary(starts: Sequence[Mapping[str, Any]], model: Path, cap_bytes: int | 
         first_high=max(firsts),
         n=len(starts),
     )
+    if not memory.MEASURABLE:
+        return {"cold": cold.model_dump(mode="json"), "memory": None}
     weight_bytes, arena_bytes = _inside(model)
     used = Memory(
         peak_bytes=int(median(start["private_bytes"] for start in starts)),

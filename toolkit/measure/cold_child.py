@@ -20,7 +20,14 @@ _MS = 1e-6
 
 
 def measure(request: dict[str, Any], say: Any) -> dict[str, Any]:
-    """Measures one start; see :func:`toolkit.measure.cold.run`."""
+    """Measures one start on the CPUs that are asked for; see :func:`toolkit.measure.cold.run`."""
+    from toolkit.measure.affinity import pinned
+
+    with pinned(request.get("cpus") or ()):  # before the imports, as libraries start threads then
+        return _start(request, say)
+
+
+def _start(request: dict[str, Any], say: Any) -> dict[str, Any]:
     from toolkit import dataset, plugins
     from toolkit.measure import memory
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from toolkit.artifact import Frozen, Signature, TensorSpec
 from toolkit.errors import InputRejected
@@ -23,6 +26,23 @@ MAX_BYTES = 5_000_000
 """A golden lives in a repository. Inputs and outputs together take no more than this before they are compressed."""
 
 _HEADERS = 1 << 20  # room beside the arrays for their headers and the document
+_MOST_THREADS = 1024
+# What a damaged or hostile archive was seen to raise in zipfile, zlib, NumPy and json. RuntimeError holds RecursionError, NotImplementedError.
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Golden(Frozen):
@@ -52,15 +72,26 @@ class Golden(Frozen):
     signature: Signature
     target: Annotated[str, Field(pattern=NAME_PATTERN)]
     runtime: str
-    threads: Annotated[int, Field(gt=0)]
+    threads: Annotated[int, Field(gt=0, le=_MOST_THREADS)]
     versions: dict[str, str]
     cpu: str
     n: Annotated[int, Field(gt=0)]
     rows: tuple[int, ...]
     labelled: tuple[str, ...]
-    max_abs: dict[str, float]
+    max_abs: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     flipped: tuple[int, ...]
     variants: tuple[Variant, ...]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Golden:
+        if not set(self.labelled) <= set(self.max_abs):
+            raise ValueError("it labels samples by outputs that it does not have")
+        if not all(0 <= sample < self.n for sample in self.flipped) or len(self.rows) != self.n:
+            raise ValueError("it names samples that it does not have")
+        measured = {name: max((one.max_abs.get(name, 0.0) for one in self.variants), default=0.0) for name in self.max_abs}
+        if measured != self.max_abs:
+            raise ValueError("its envelope is not the largest of its variants")
+        return self
 
 
 @dataclass(frozen=True)
@@ -134,8 +165,11 @@ def pack(recorded: Recorded) -> bytes:
     """Returns the bytes of a golden's file; equal goldens have equal bytes.
 
     Raises:
-        InputRejected: The arrays take more than :data:`MAX_BYTES`.
+        InputRejected: The arrays take more than :data:`MAX_BYTES`, or the envelope is too wide to tell anything.
     """
+    if problem := _senseless(recorded):
+        hint = "look at the ways with: edgekit envelope; leave out the samples on which the model is unstable"
+        raise InputRejected(f"cannot have a golden: {problem}", where=recorded.golden.model, hint=hint)
     columns = [*recorded.inputs.values(), *recorded.outputs.values()]
     size_bytes = sum(column.nbytes for column in columns)
     if size_bytes > MAX_BYTES:
@@ -164,8 +198,8 @@ def unpack(file: Path) -> Recorded:
                 return _assemble(archive)
     except OSError as error:
         raise InputRejected(f"cannot be read: {error.strerror or error}", where=str(file), hint="make it: edgekit golden update") from error
-    except (ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
-        said = "its document has the wrong fields" if isinstance(error, ValidationError) else (str(error).splitlines() or [type(error).__name__])[0]
+    except _DAMAGE as error:
+        said = _first_problem(error) if isinstance(error, ValidationError) else (str(error).splitlines() or [type(error).__name__])[0]
         raise InputRejected(f"is not a golden: {said}", where=str(file), hint="make it again: edgekit golden update") from error
 
 
@@ -218,4 +252,26 @@ def _assemble(archive: Mapping[str, np.ndarray]) -> Recorded:
         raise ValueError(f"its arrays do not have {golden.n} rows of numbers each")
     if set(outputs) != set(golden.max_abs) or not inputs or not outputs:
         raise ValueError("its arrays are not those that its document names")
-    return Recorded(golden, {name: arrays[0, name] for name in inputs}, {name: arrays[1, name] for name in outputs})
+    recorded = Recorded(golden, {name: arrays[0, name] for name in inputs}, {name: arrays[1, name] for name in outputs})
+    if problem := _senseless(recorded):
+        raise ValueError(problem)
+    return recorded
+
+
+def _senseless(recorded: Recorded) -> str:
+    """Says why a golden could never fail: an envelope as wide as the values themselves takes zeros for the answer; empty when it can."""
+    for name, output in recorded.outputs.items():
+        allowed = recorded.golden.max_abs[name]
+        if output.ndim == 1 and name in recorded.golden.labelled:
+            continue  # labels are held by themselves; the distance between two classes is no measure
+        magnitude = np.abs(output.astype(np.float64))
+        largest = float(magnitude.max(initial=0.0, where=np.isfinite(magnitude)))
+        if allowed >= largest and allowed > 0:
+            return f"the envelope of output {name!r}, {allowed:.6g}, is as wide as its values, which reach {largest:.6g}, so that it could never fail"
+    return ""
+
+
+def _first_problem(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(map(str, found["loc"]))
+    return f"its document has the wrong fields: {f'{key}: ' if key else ''}{found['msg'].removeprefix('Value error, ')}"

@@ -20,6 +20,7 @@ from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError
 from toolkit.figures import Latency
 from toolkit.job import Facts, Job
+from toolkit.measure import neighbours
 from toolkit.measure.affinity import pinned
 from toolkit.measure.feed import batch_size, open_session
 from toolkit.measure.turns import Contender, group, prepare, take_turns, turn_order, warm_up
@@ -68,12 +69,15 @@ def run(job: Job) -> Facts:
         loads = len(contenders[TWIN].sessions)
         groups = loads if loads > 1 else replicates
         seconds = float(options.get("seconds", BUDGET_SECONDS))
+        others = neighbours.watch()
         take_turns(list(contenders.values()), rounds, seconds, groups, lambda number: job.progress(number, rounds, "timing"))
+        busy = others()
     ratios = {name: _ratios(contender, contenders[reference], groups) for name, contender in contenders.items()}
     shared = {
         "rounds": rounds,
         "noise": _noise(ratios, reference),
         "max_noise": options.get("max_noise"),
+        "neighbours": None if busy is None else round(busy, 2),
         "stand_in": f"{options['stand_in']}, {unpinned}" if unpinned else options["stand_in"],
     }
     facts = {}

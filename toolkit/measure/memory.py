@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +13,9 @@ from toolkit.plugins import Runtime
 
 OBSERVABLE = sys.platform.startswith("linux")
 """Whether this system tells what a process has in memory, and can cap it."""
+
+MEASURABLE = OBSERVABLE or importlib.util.find_spec("resource") is not None
+"""Whether this system tells at least the peak of the resident set; Windows does not, where nothing is better than zero bytes."""
 
 
 def preload(runtime: Runtime) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ def update_baseline(
     from toolkit.pipeline.run import evidence_of  # which imports this module
 
     path = baseline_file(project, file)
-    if path.exists():
-        load(path)  # a damaged file is told before minutes are spent
+    deliver.check_writable(path.parent)  # this and a damaged file are told before minutes are spent
+    if os.path.lexists(path):
+        load(path)
     report, outcomes = evidence_of(project, store=store, listener=listener, jobs=jobs)
     return update(path, report, outcomes)
 
@@ -97,9 +99,9 @@ def baseline_file(project: str | Path, file: str | Path | None = None) -> Path:
 
 
 def find(folder: Path) -> Path | None:
-    """Returns the baseline of a project's folder; ``None`` when it has none."""
+    """Returns the baseline of a project's folder; ``None`` when it has none. A link to nowhere is one, which cannot be read."""
     path = folder / BASELINE_FILE
-    return path if path.exists() else None
+    return path if os.path.lexists(path) else None
 
 
 def load(path: Path) -> Baseline:
@@ -108,10 +110,14 @@ def load(path: Path) -> Baseline:
     Raises:
         ConfigError: It does not exist, is not JSON, or does not say what a baseline says.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ConfigError("there is no baseline here", where=str(path), hint=f"{UPDATE}, and commit the file")
     try:
-        document = json.loads(read_text(path, "baseline file"))
+        document = json.loads(read_text(path, "baseline file"), object_pairs_hook=_each_key_once)
+    except _Twice as error:
+        raise ConfigError(f"key {error} stands there twice", where=str(path), hint=f"mend it; after a merge, take one side and {UPDATE}") from error
+    except RecursionError as error:
+        raise ConfigError("is nested too deeply for a baseline", where=str(path), hint=f"take an earlier version of the file, or {UPDATE}") from error
     except json.JSONDecodeError as error:
         hint = f"mend line {error.lineno}; after a merge, take one side and {UPDATE}"
         raise ConfigError(f"is not valid JSON: {error}", where=str(path), hint=hint) from error
@@ -119,6 +125,18 @@ def load(path: Path) -> Baseline:
         return Baseline.model_validate(document)
     except ValidationError as error:
         raise explain(Baseline, error, str(path)) from error
+
+
+def check_recorded(baseline: Baseline, artifact: str, target: str, where: str) -> None:
+    """Makes sure that a baseline says something about one model file: under another name nothing would be held against it.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    known = baseline.by_place()
+    if (artifact, target) not in known:
+        found = ", ".join(f"{name} on {place}" for name, place in sorted(known)) or "nothing"
+        raise ConfigError(f"does not record {artifact} on {target}", where=where, hint=f"it has {found}; to add a row, {UPDATE}")
 
 
 def hold(report: Report, outcomes: Outcomes, baseline: Baseline, *, whole: bool = True) -> Report:
@@ -145,7 +163,7 @@ def update(path: Path, report: Report, outcomes: Outcomes) -> Updated:
         ConfigError: The file is damaged.
         SetupError: It cannot be written.
     """
-    before = load(path) if path.exists() else Baseline(schema=1)
+    before = load(path) if os.path.lexists(path) else Baseline(schema=1)
     entries = before.by_place()
     revisions: list[Revision] = []
     refused = []
@@ -179,6 +197,19 @@ def render(baseline: Baseline) -> str:
         "rows": [_entry_document(entry) for entry in baseline.rows],
     }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class _Twice(Exception):
+    """A key that an object has twice, of which JSON readers silently take one."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Twice(repr(name))
+        found[name] = value
+    return found
 
 
 def _entry_document(entry: Entry) -> dict[str, Any]:

@@ -67,9 +67,9 @@ def check_output(folder: Path, project: Path) -> None:
     place, home = folder.resolve(), project.resolve()
     if place == home:
         raise ConfigError("results cannot go into the project's own folder", where=str(folder), hint="give another --output")
-    check_writable(place)
     if place.exists() and not place.is_dir():
         raise ConfigError("is a file, not a folder", where=str(folder), hint="give another --output")
+    check_writable(place)
     if place.is_relative_to(home) and place.is_dir() and any(place.iterdir()) and not (place / OUTPUT_MARK).exists():
         raise ConfigError(
             "is a part of the project and holds files that Edgekit did not write", where=str(folder), hint="give an empty or a new folder as --output"
@@ -80,11 +80,15 @@ def check_writable(folder: Path) -> None:
     """Makes sure that a folder can be made and written, before minutes are spent on what goes there.
 
     Raises:
-        SetupError: It cannot.
+        SetupError: It cannot, or a part of the way to it is a file.
     """
-    existing = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), folder)
+    existing = next((place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place)), folder)
+    if not existing.is_dir():
+        raise SetupError("cannot be written: is a file, not a folder", where=str(existing), hint="choose another place for the results")
     if not os.access(existing, os.W_OK):
-        raise SetupError("cannot be written: Permission denied", where=str(existing), hint="mend its permissions, or give another --output")
+        raise SetupError(
+            "cannot be written: Permission denied", where=str(existing), hint="mend its permissions, or choose another place for the results"
+        )
 
 
 def mark_output(folder: Path, project: str, models: Collection[str] = ()) -> set[str]:
@@ -107,9 +111,18 @@ def mark_output(folder: Path, project: str, models: Collection[str] = ()) -> set
     except (OSError, ValueError, KeyError, TypeError):
         delivered = {}
     stale = set(delivered.get(project, [])) - set(models)
-    note = "Edgekit fills this folder; what is in it does not count as a part of the project around it."
-    write_text(mark, json.dumps({"note": note, "models": {**delivered, project: sorted(models)}}, indent=1) + "\n")
+    write_text(mark, _mark({**delivered, project: sorted(models)}))
     return stale
+
+
+def mark_new(folder: Path) -> None:
+    """Marks a folder that does not exist yet, or is empty, as filled by Edgekit; one that holds anything stays as it is.
+
+    Raises:
+        SetupError: The folder cannot be written.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        write_text(folder / OUTPUT_MARK, _mark({}))
 
 
 def manifest_path(model: Path) -> Path:
@@ -147,6 +160,11 @@ def write_text(out: Path, text: str) -> None:
         SetupError: The place cannot be written.
     """
     _replace(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _mark(models: Mapping[str, Collection[str]]) -> str:
+    note = "Edgekit fills this folder; what is in it does not count as a part of the project around it."
+    return json.dumps({"note": note, "models": models}, indent=1) + "\n"
 
 
 def _replace(out: Path, write: Any) -> None:

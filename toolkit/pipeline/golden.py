@@ -57,8 +57,8 @@ def make_golden(
         What the file says beside its arrays.
 
     Raises:
-        ConfigError: An unknown target, a wrong number of samples, or a file that is not called ``.npz``.
-        InputRejected: The model or the samples must not be used, or one sample is too large.
+        ConfigError: An unknown target, a wrong number of samples, or a file that is not called ``.npz`` or cannot be there.
+        InputRejected: The model or the samples must not be used, one sample is too large, or the envelope could never be left.
         SetupError: The file cannot be written.
         MissingExtra: The runtime is not installed.
         StageError: The runtime failed in the default way.
@@ -68,6 +68,8 @@ def make_golden(
         raise ConfigError(f"a golden is an .npz file, found the suffix {out.suffix!r}", where=str(out), hint="end its name in .npz")
     if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= SAMPLES:
         raise ConfigError(f"expected 1 to {SAMPLES}, found {samples!r}", where="samples", hint="a golden is small: take fewer samples")
+    if out.is_dir():
+        raise ConfigError("is a folder", where=str(out), hint="name a file that ends in .npz")
     check_writable(out.parent)
     opened, _ = open_model(artifact, store)
     place = find_target(target)

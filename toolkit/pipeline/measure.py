@@ -20,7 +20,7 @@ from toolkit.pipeline import baseline as baselines
 from toolkit.pipeline import measuring
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.listener import Listener
-from toolkit.pipeline.rows import accuracy_records, curve_records, machine_records, make_row, read_outcomes
+from toolkit.pipeline.rows import accuracy_records, benchmark_notes, curve_records, machine_records, make_row, read_outcomes, refuse_unmeasured
 from toolkit.pipeline.single import Samples, on_disk, open_model, random_samples, run_steps, runtime_of
 from toolkit.pipeline.steps import Need, Step
 from toolkit.store import Store
@@ -75,6 +75,7 @@ def evaluate(
         target=place.name,
         stand_in=place.stand_in,
         cached=result.cached,
+        left_out=result.facts["left_out"],
         **accuracy_records(result.facts),
     )
 
@@ -122,8 +123,10 @@ def benchmark(
                 measuring.curve("curve", opened.path, samples, runtime_of(place, opened), place, Timing(seconds=seconds), batches or (1,), threads)
             )
         results = run_steps(chain, store, listener)
-    drawn = curve_records(results["curve"].facts) if "curve" in results else ()
-    return Benchmark(artifact=opened.path.name, runtime=place.runtime, target=place.name, curve=drawn, **_machine(place, results))
+    curve = results["curve"].facts if "curve" in results else {}
+    notes = benchmark_notes(_ROLES.candidate, results["benchmark"].facts, results["coldstart"].facts, curve)
+    record = {"curve": curve_records(curve), "notes": notes, **_machine(place, results)}
+    return Benchmark(artifact=opened.path.name, runtime=place.runtime, target=place.name, **record)
 
 
 def check(
@@ -173,16 +176,20 @@ def check(
     twin = open_model(reference, store)[0] if reference is not None else None
     same_format = twin is not None and twin.format == opened.format
     _comparable(own, opened, twin)
-    check_against(own.over(place.budgets), memory_mb=place.memory_mb, where="budgets")
+    limits = own.over(place.budgets)
+    check_against(limits, memory_mb=place.memory_mb, where="budgets")
+    if committed is not None:
+        baselines.check_recorded(committed, opened.path.name, place.name, str(baseline))
     with on_disk(data) as samples:
         timing = _machine_steps(opened, samples, place, twin if same_format else None, seconds, processes=measuring.COLD_PROCESSES)
         results = run_steps([*_evaluation_steps(opened, samples, place, reference, question, store), *timing], store, listener)
+    refuse_unmeasured(limits, results["evaluate"].facts)
     row = make_row(
         opened.path.name,
         opened.format,
         opened.scheme,
         place,
-        own.over(place.budgets),
+        limits,
         size_bytes=opened.size_bytes,
         float_size_bytes=twin.size_bytes if twin and same_format else None,
         own_twin=opened.scheme == "float32" and reference is None,

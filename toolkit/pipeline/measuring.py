@@ -71,8 +71,14 @@ def benchmark(
 def cold(
     id: str, models: Mapping[str, Need | Path], data: Need | Path, runtime: plugins.Runtime, target: Target, *, processes: int = COLD_PROCESSES
 ) -> Step:
-    """Load time, first inference and memory of several models, each in fresh processes under the target's memory cap."""
-    options = {"runtime": runtime.name, "threads": target.threads, "memory_bytes": _bytes(target.memory_mb), "repeats": processes}
+    """Load time, first inference and memory of several models, each in fresh processes on the target's CPUs and under its memory cap."""
+    options = {
+        "runtime": runtime.name,
+        "threads": target.threads,
+        "cpus": list(target.cpus),
+        "memory_bytes": _bytes(target.memory_mb),
+        "repeats": processes,
+    }
     return _on_this_machine(id, "toolkit.measure.cold:run", options, {**models, "data": data}, (runtime,))
 
 

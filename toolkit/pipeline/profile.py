@@ -62,6 +62,7 @@ def profile(
         latency_ms=facts["latency_ms"],
         n=facts["n"],
         stand_in=place.stand_in,
+        note=facts["note"],
     )
 
 

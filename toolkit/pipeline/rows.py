@@ -10,11 +10,12 @@ import numpy as np
 
 from toolkit.checks import budgets as budget_checks
 from toolkit.config import Target
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evidence import Finding, Row, Verdict
 from toolkit.figures import Change, ClassChange, ColdStart, CurvePoint, Flips, Latency, Memory, Metric, Roofline
 from toolkit.job import Facts
 from toolkit.limits import Budgets
+from toolkit.measure.affinity import NOT_PINNED
 
 OUTCOMES = "outcomes.npy"
 Outcomes = dict[tuple[str, str], np.ndarray]
@@ -50,7 +51,9 @@ def machine_records(artifact: str, timed: Facts, cold: Facts, roofline: Facts, s
     """
     found: dict[str, Any] = {}
     if artifact in timed:
-        found["latency_ms"] = Latency.model_validate({**timed[artifact], "stand_in": stand_in})
+        # Targets that execute alike share one measurement, and each has its own words for what stands in for it.
+        unpinned = f", {NOT_PINNED}" if str(timed[artifact].get("stand_in", "")).endswith(f", {NOT_PINNED}") else ""
+        found["latency_ms"] = Latency.model_validate({**timed[artifact], "stand_in": stand_in + unpinned})
     started = cold.get(artifact) or {}
     if started.get("cold"):
         found["cold"] = ColdStart.model_validate(started["cold"])
@@ -65,6 +68,26 @@ def machine_records(artifact: str, timed: Facts, cold: Facts, roofline: Facts, s
 def curve_records(facts: Facts) -> tuple[CurvePoint, ...]:
     """Returns the points of a throughput curve."""
     return tuple(CurvePoint.model_validate(point) for point in facts.get("points", ()))
+
+
+def benchmark_notes(artifact: str, timed: Facts, cold: Facts, curve: Facts) -> tuple[str, ...]:
+    """Returns what a reader must know before relying on a benchmark.
+
+    Args:
+        artifact: Its name in the steps' facts.
+        timed: Facts of the latency step.
+        cold: Facts of the cold start step.
+        curve: Facts of the throughput curve; empty without one.
+    """
+    notes = []
+    latency = timed.get(artifact) or {}
+    if not latency.get("steady", True):
+        notes.append("warming up never reached a steady state")
+    noise, allowed = latency.get("noise"), latency.get("max_noise")
+    if noise is not None and allowed is not None and noise > allowed:
+        notes.append("the machine's own noise is above what is allowed: these times decide nothing")
+    started = cold.get(artifact) or {}
+    return (*notes, *([str(started["message"])] if started.get("over_cap") else ()), *map(str, curve.get("notes", ())))
 
 
 def make_row(
@@ -121,6 +144,17 @@ def make_row(
         findings=findings,
         **measured,
     )
+
+
+def refuse_unmeasured(limits: Budgets, facts: Facts) -> None:
+    """A budget on a metric that these samples or settings leave out would never be judged.
+
+    Raises:
+        ConfigError: There is one; the message says why it was left out.
+    """
+    for name, why in facts.get("left_out", {}).items():
+        if name in limits.metrics:
+            raise ConfigError(f"{name} was not measured: {why}", where=f"budgets.metrics.{name}", hint="mend the reason, or remove the budget")
 
 
 def read_outcomes(folder: Path | None) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from toolkit.pipeline import deliver
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import Candidate, Plan, RowPlan, make_plan
-from toolkit.pipeline.rows import Outcomes, accuracy_records, machine_records, make_row, read_outcomes
+from toolkit.pipeline.rows import Outcomes, accuracy_records, machine_records, make_row, read_outcomes, refuse_unmeasured
 from toolkit.pipeline.steps import model_file
 from toolkit.report import html, json, junit, markdown, sarif
 from toolkit.store import Store
@@ -203,13 +203,15 @@ def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> Row:
     candidate, target = row.candidate, row.target
     made, evaluated = results[candidate.step], results[row.evaluate]
     timed, cold, roofline = results[row.benchmark], results[row.cold], results[row.roofline]
+    limits = plan.project.budgets.over(target.budgets)
+    refuse_unmeasured(limits, evaluated.facts)
     machine = machine_records(candidate.file, timed.facts, cold.facts, roofline.facts, target.stand_in)
     return make_row(
         candidate.file,
         candidate.format,
         candidate.scheme,
         target,
-        plan.project.budgets.over(target.budgets),
+        limits,
         size_bytes=_size_bytes(made, candidate.format),
         float_size_bytes=_twin_size_bytes(plan, row, results),
         measured={**accuracy_records(evaluated.facts), **machine},
@@ -280,9 +282,12 @@ def _calibration_facts(plan: Plan, candidate: Candidate, results: Mapping[str, R
 def write_reports(report: Report, folder: Path) -> None:
     """Writes the report in every form; ``report.json`` last, as programs wait for it.
 
+    A new folder is marked as filled by Edgekit, so that a report inside a project does not change what the next run computes.
+
     Raises:
         SetupError: The folder cannot be written.
     """
+    deliver.mark_new(folder)
     for name, renderer in _FORMS.items():
         deliver.write_text(folder / name, renderer(report))
 

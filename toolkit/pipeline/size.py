@@ -94,6 +94,8 @@ def _recorded(path: Path) -> dict[str, int]:
     """The size limit of each file name in a baseline; read as plain JSON, as its model would take longer to load than all the rest."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        if document.get("schema", 1) != 1:
+            raise ValueError("another layout")
         limits: dict[str, int] = {}
         for row in document["rows"]:
             if "size_bytes" in row:
@@ -102,11 +104,14 @@ def _recorded(path: Path) -> dict[str, int]:
                 limits[row["artifact"]] = min(limit, limits.get(row["artifact"], limit))
     except FileNotFoundError as error:
         raise ConfigError("baseline file does not exist", where=str(path), hint="check the path, or run: edgekit baseline update") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ConfigError("is not a baseline", where=str(path), hint="run: edgekit baseline show, which says what is wrong") from error
     return limits
 
 
 def _share(value: str | float) -> float:
     parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(pp|%)\s*", value) if isinstance(value, str) else None
-    return float(parts[1]) / 100 if parts else float(value)
+    share = float(parts[1]) / 100 if parts else float(value)
+    if isinstance(value, bool) or not 0 <= share < 1:
+        raise ValueError("no share")
+    return share

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.checks.baseline import OTHER_SAMPLES, TOP1, Entry, RecordedLatency, RecordedMetric, Tolerances, against, pack
-from toolkit.evidence import Row, Verdict
+from toolkit.checks.baseline import OTHER_SAMPLES, TOP1, Entry, RecordedLatency, RecordedMetric, Tolerances, is_mean_of, pack
+from toolkit.evidence import Row
 from toolkit.figures import Latency, Metric, show_name, show_size, show_value
 from toolkit.metrics import loss
 
@@ -81,7 +81,7 @@ def _metrics(revision: Revision, row: Row, outcomes: np.ndarray | None, toleranc
     found = {metric.name: metric for metric in (row.metrics or ((row.metric,) if row.metric else ()))}
     wanted = [name for index, name in enumerate(found) if index == 0 or name in tolerances.metrics or name in revision.entry.metrics]
     if revision.entry.metrics and revision.entry.samples_digest != row.samples_digest:
-        _other_samples(revision, row, {name: found[name] for name in wanted}, outcomes, tolerances)
+        _other_samples(revision, row, {name: found[name] for name in wanted}, outcomes)
         return
     for name in wanted:
         before, now = revision.entry.metrics.get(name), found[name]
@@ -92,31 +92,31 @@ def _metrics(revision: Revision, row: Row, outcomes: np.ndarray | None, toleranc
             _record(revision, f"{show_name(name)}{was} to {show_value(name, now.value)}", row, {name: now}, outcomes)
 
 
-def _other_samples(revision: Revision, row: Row, found: Mapping[str, Metric], outcomes: np.ndarray | None, tolerances: Tolerances) -> None:
-    """Other samples give other values; they are taken, unless they are worse than chance explains."""
+def _other_samples(revision: Revision, row: Row, found: Mapping[str, Metric], outcomes: np.ndarray | None) -> None:
+    """Other samples give other values, and they are taken where none is worse.
+
+    Taking what chance could explain would let a row sink step by step, from samples to samples, without anybody deciding it.
+    """
     entry = revision.entry
-    judged = {
-        name: against(entry, name, now, row.samples_digest, outcomes, _margin(entry, name, tolerances))
-        for name, now in found.items()
-        if name in entry.metrics
-    }
-    worse = [reason for verdict, reason in judged.values() if verdict is Verdict.FAIL]
+    worse = [name for name, one in entry.metrics.items() if name not in found or loss(name, found[name].value - one.value) > 0]
     if worse:
-        revision.kept.append(f"{revision.place}: {worse[0]} on {OTHER_SAMPLES}; {_BY_HAND}")
+        now = show_value(worse[0], found[worse[0]].value) if worse[0] in found else "not measured"
+        what = f"{show_name(worse[0])} is {now} on {OTHER_SAMPLES} (recorded: {show_value(worse[0], entry.metrics[worse[0]].value)})"
+        revision.kept.append(f"{revision.place}: {what}; to take it, remove the row's metrics, samples_digest and outcomes by hand")
     else:
+        said = ", ".join(
+            f"{show_name(name)} from {show_value(name, one.value)} to {show_value(name, found[name].value)}" for name, one in entry.metrics.items()
+        )
         revision.entry = entry.model_copy(update={"metrics": {}, "outcomes": ""})
-        _record(revision, f"{', '.join(map(show_name, found))} on {OTHER_SAMPLES}", row, found, outcomes)
-
-
-def _margin(entry: Entry, name: str, tolerances: Tolerances) -> float:
-    return tolerances.margin(name, entry.metrics[name].value)
+        _record(revision, f"{said} on {OTHER_SAMPLES}", row, found, outcomes)
 
 
 def _record(revision: Revision, what: str, row: Row, found: Mapping[str, Metric], outcomes: np.ndarray | None) -> None:
     recorded = {name: RecordedMetric(value=one.value, low=one.low, high=one.high, n=one.n) for name, one in found.items()}
-    right = pack(outcomes) if TOP1 in found and outcomes is not None and len(outcomes) == found[TOP1].n else revision.entry.outcomes
-    if TOP1 in found and (outcomes is None or len(outcomes) != found[TOP1].n):
-        right = ""
+    right = revision.entry.outcomes
+    if TOP1 in found:
+        known = outcomes is not None and len(outcomes) == found[TOP1].n and is_mean_of(found[TOP1].value, outcomes)
+        right = pack(outcomes) if outcomes is not None and known else ""
     revision.take(what, metrics={**revision.entry.metrics, **recorded}, samples_digest=row.samples_digest, outcomes=right)
 
 

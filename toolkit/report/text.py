@@ -64,7 +64,7 @@ def render(report: Report, console: Console) -> None:
         console.print(table(report, console.width))
         console.print()
     for row in report.rows:
-        for line, style, indent in _explanation(row):
+        for line, style, indent in _explanation(row, alone=len(report.rows) == 1):
             say(line, style=style, indent=indent)
     for stage in wording.failed(report):
         for line, style, indent in _failure(stage):
@@ -73,9 +73,9 @@ def render(report: Report, console: Console) -> None:
         say(line, style="dim")
 
 
-def _explanation(row: Row) -> list[tuple[str, str, int]]:
-    """Says why a row does not pass, as lines with style and indent."""
-    found = wording.problems(row)
+def _explanation(row: Row, *, alone: bool) -> list[tuple[str, str, int]]:
+    """Says why a row does not pass, as lines with style and indent; of the only row also what held."""
+    found = wording.problems(row) or (row.findings if alone else ())
     if not found:
         return []
     heading = (f"{row.verdict}: {wording.place(row)}", STYLES[row.verdict], 0)

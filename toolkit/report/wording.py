@@ -35,12 +35,20 @@ def counts(report: Report) -> str:
 
 
 def source_line(report: Report) -> str:
-    """Says how right the float source is, which every change is measured against."""
+    """Says how right the float source is, which every change is measured against; or why there is none."""
     source = report.source
     if source is None:
-        return "float source: accuracy was not measured"
+        return _no_source(report)
     where = f"{source.runtime} ({source.stand_in})" if source.stand_in else source.runtime
     return f"float source: {show_name(source.metric.name)} {show_metric(source.metric)} on {where}"
+
+
+def _no_source(report: Report) -> str:
+    if any(stage.step in ("evaluate:source", "evaluate:reference") for stage in report.stages):
+        return "float source: accuracy was not measured"
+    if any(finding.budget.startswith("golden") for row in report.rows for finding in row.findings):
+        return "outputs are held against a golden; no labels are needed"
+    return "there is no float source to compare with"
 
 
 def stand_in_note(report: Report) -> str:

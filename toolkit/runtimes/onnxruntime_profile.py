@@ -138,12 +138,17 @@ def own_times(run: Run, cost: RecorderCost) -> list[float]:
     """Returns every node's time in milliseconds without what recording added to it.
 
     The recorder works between the nodes as well as within them. In a model that fills the caches it is slower than in the
-    chain; by how much is seen between the nodes, and within them it is taken to be slower by the same factor.
+    chain; by how much is seen between the nodes, and within them it is taken to be slower by the same factor. Whole microseconds
+    and an average cost put the shortest nodes below zero as often as above: they become zero, and the others give up as much,
+    or the sum would be too large (by 7 % in a transformer of 79 nodes and 60 microseconds).
     """
     if not run.nodes:
         return []
     slower = max(1.0, run.gap_us / len(run.nodes) / max(cost.between_us, 1e-3))
-    return [max(0.0, event["dur"] - cost.within_us * slower) * 1e-3 for event in run.nodes]
+    left_us = [event["dur"] - cost.within_us * slower for event in run.nodes]
+    positive_us = sum(max(0.0, one) for one in left_us)
+    scale = max(0.0, sum(left_us)) / positive_us * 1e-3 if positive_us else 0.0
+    return [max(0.0, one) * scale for one in left_us]
 
 
 def _by_span(events: Iterable[dict[str, Any]], starts: np.ndarray) -> dict[int, list[dict[str, Any]]]:

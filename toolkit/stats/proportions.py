@@ -10,7 +10,7 @@ Interval = tuple[float, float, float]
 """Value, low end, high end."""
 
 
-def proportion_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def proportion_interval(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Returns the score interval of a proportion.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", J. Am. Stat. Assoc. 22:209 (1927).
@@ -33,12 +33,12 @@ def proportion_interval(k: int, n: int, level: float = 0.95) -> tuple[float, flo
     return (0.0 if k == 0 else center - half), (1.0 if k == n else center + half)
 
 
-def paired_difference_interval(both: int, lost: int, gained: int, neither: int, level: float = 0.95) -> tuple[float, float, float]:
+def paired_difference_interval(both: float, lost: float, gained: float, neither: float, level: float = 0.95) -> tuple[float, float, float]:
     """Returns candidate minus reference of two success rates on the same samples, with its interval.
 
     Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data",
     Statistics in Medicine 17:2635 (1998), method 10: the Wilson intervals of both rates, squared and added, with their
-    correlation phi taken into account.
+    correlation phi taken into account. Counts need not be whole, for forecasts.
 
     Args:
         both: Samples that both got right.
@@ -139,7 +139,7 @@ def _square_and_add(one: float, other: float, phi: float) -> float:
     return math.sqrt(max(0.0, one * one - 2 * phi * one * other + other * other))
 
 
-def _phi(both: int, lost: int, gained: int, neither: int) -> float:
+def _phi(both: float, lost: float, gained: float, neither: float) -> float:
     """Correlation of the two outcomes; a positive one is corrected for continuity as the paper says, an undefined one is 0."""
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if margins == 0:

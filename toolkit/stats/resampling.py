@@ -63,11 +63,11 @@ def bca_interval(
     left_out = left_out[np.isfinite(left_out)]
     influence = left_out.mean() - left_out if len(left_out) else np.zeros(1)
     low, high = np.quantile(drawn, _bca_levels(value, drawn, influence, level))
-    reach = _reach(influence, level) if unseen else 0.0
+    reach = unseen_reach(influence, level) if unseen else 0.0
     return value, value - math.hypot(max(0.0, value - float(low)), reach), value + math.hypot(max(0.0, float(high) - value), reach)
 
 
-def _reach(influence: np.ndarray, level: float) -> float:
+def unseen_reach(influence: np.ndarray, level: float) -> float:
     """Returns how far samples that were not drawn may move the statistic; 0 where enough of those that move it were."""
     total = float(np.sum(influence**2))
     if not total or float(np.sum(np.abs(influence))) ** 2 / total >= FEW:  # as many equal influences would have these sums

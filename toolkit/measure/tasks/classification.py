@@ -13,8 +13,10 @@ from toolkit.figures import Change, Metric
 from toolkit.measure.tasks import estimates
 from toolkit.measure.tasks.interface import Answer, Measured, Question
 from toolkit.measure.tasks.one_by_one import class_changes, list_flips
-from toolkit.measure.tasks.summary import Summary, calibration_error, class_counts, standing, summarize
+from toolkit.measure.tasks.summary import Summary, class_counts, standing, summarize
 from toolkit.stats import ranking
+from toolkit.stats.calibration import calibration_change, calibration_interval
+from toolkit.stats.proportions import proportion_interval
 from toolkit.stats.resampling import Statistic
 
 TOP = 5
@@ -47,6 +49,12 @@ class Classification:
     def check(self, shape: tuple[int, ...]) -> None:
         """Holds the number of scores against the classes and the labels; see :meth:`interface.Task.check`."""
         self._question.check_count(shape[0])
+        if shape[0] < 2:
+            raise InputRejected(
+                "gives one score per sample, which is always the highest, so that every model would be right",
+                where=self._question.model,
+                hint="export one score for each class; of a sigmoid p these are 1 - p and p",
+            )
         sample = int(self._label.argmax())
         if self._label[sample] >= shape[0]:
             raise InputRejected(
@@ -64,17 +72,32 @@ class Classification:
         now = _Side(records, summarize(records, self._label))
         before = _Side(reference, summarize(reference, self._label)) if reference is not None else None
         picked, right = now.summary.picked, now.summary.right
+        positive = self._positive(records.shape[1])
+        left_out = self._left_out(records.shape[1], positive)
+        measured = self._measured(now, before, positive, left_out)
+        if before and not self._tells_anything(before):
+            measured = [(metric, change and change.model_copy(update={"informative": False})) for metric, change in measured]
         return Answer(
-            self._measured(now, before),
+            measured,
             float(np.mean(picked == before.summary.picked)) if before else None,
             class_changes(self._label, right, before.summary.right if before else None, self._question.name),
             list_flips(self._label, picked, before.summary.picked) if before else None,
             right,
+            left_out,
         )
 
-    def _measured(self, now: _Side, before: _Side | None) -> list[Measured]:
-        label, classes = self._label, now.scores.shape[1]
-        positive = self._positive(classes)
+    def _tells_anything(self, reference: _Side) -> bool:
+        """Whether the reference does better than always naming the most frequent class, or at least ranks better than chance.
+
+        A model that guesses loses nothing when it is damaged, and neither does a right one whose labels are wrong.
+        """
+        guessed = np.bincount(self._label).max() / len(self._label)
+        if proportion_interval(int(np.count_nonzero(reference.summary.right)), len(self._label))[0] > guessed:
+            return True
+        return bool(guessed < 1) and reference.scores.shape[1] <= MOST_CURVES and _roc_auc(self._label, reference, None)[0].low > 0.5
+
+    def _measured(self, now: _Side, before: _Side | None, positive: int | None, left_out: dict[str, str]) -> list[Measured]:
+        label = self._label
         measures: dict[str, Callable[[], Measured]] = {
             "top1_accuracy": lambda: _top("top1_accuracy", 1, now, before),
             "top5_accuracy": lambda: _top("top5_accuracy", TOP, now, before),
@@ -84,7 +107,6 @@ class Classification:
             "sensitivity_at_specificity": lambda: _sensitivity(label, positive or 0, self._question.specificity, now, before),
             "expected_calibration_error": lambda: _calibration(now, before),
         }
-        left_out = self._left_out(classes, positive)
         return self._question.order({name: make for name, make in measures.items() if name not in left_out}, left_out)
 
     def _left_out(self, classes: int, positive: int | None) -> dict[str, str]:
@@ -145,7 +167,14 @@ def _sensitivity(label: np.ndarray, positive: int, specificity: float, now: _Sid
 
 
 def _calibration(now: _Side, before: _Side | None) -> Measured:
-    return _resampled("expected_calibration_error", lambda side: calibration_error(side.summary), now, before)
+    name, method, n = "expected_calibration_error", "normal with bounded bias", len(now.scores)
+    side = now.summary.confidence, now.summary.right
+    value, low, high = calibration_interval(*side)
+    metric = Metric(name=name, value=value, low=low, high=high, n=n, method=method)
+    if before is None:
+        return metric, None
+    value, low, high = calibration_change(side, (before.summary.confidence, before.summary.right))
+    return metric, Change(metric=name, value=value, low=low, high=high, n=n, method=method)
 
 
 def _resampled(name: str, make: Callable[[_Side], Statistic], now: _Side, before: _Side | None, point: float | None = None) -> Measured:

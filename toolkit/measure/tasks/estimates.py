@@ -1,7 +1,7 @@
 """From what is known of each sample to a metric with its interval, and to its paired change against a reference.
 
-A rate over independent samples has Wilson's interval and Newcombe's for its change, an area under the ROC curve DeLong's.
-Everything else is resampled: whole samples are drawn, the same ones for model and reference.
+A rate over independent samples has Wilson's interval and Newcombe's for its change, an area under the ROC curve DeLong's, a
+calibration error one that knows its bias. Everything else is resampled: whole samples are drawn, the same ones for model and reference.
 """
 
 from __future__ import annotations
@@ -58,16 +58,18 @@ def resampled(name: str, n: int, make: Callable[[Side], Statistic], now: Side, b
     if before is None:
         return metric, None
     other, width = make(before), kind.high - kind.low
-    value, low, high = _bootstrap(lambda weights: statistic(weights) - other(weights), n, -width, width)
+    level = max(abs(float(one(np.ones((1, n)))[0])) for one in (statistic, other))
+    value, low, high = _bootstrap(lambda weights: statistic(weights) - other(weights), n, -width, width, level)
     return metric, Change(metric=name, value=value, low=low, high=high, n=n, method="BCa bootstrap")
 
 
-def _bootstrap(statistic: Statistic, n: int, least: float, most: float) -> Interval:
+def _bootstrap(statistic: Statistic, n: int, least: float, most: float, level: float = 0.0) -> Interval:
     """Returns value and ends, which never claim more than so many samples can show.
 
     Where every resample gives the same value, as when nothing is wrong or nothing changed, the bootstrap would be certain of it.
     The ends are then as far away as a share of samples that were never seen to differ can still move it: Wilson's bound of
-    0 in n, on a metric that goes from 0 to 1. Where most resamples have no value, one sample is what is known.
+    0 in n, on a metric that goes from 0 to 1. Where most resamples have no value, one sample is what is known. ``level`` is the size
+    of what a difference is taken of: on a metric without an end, a single sample tells nothing of how far another one may be.
     """
     value = float(statistic(np.ones((1, n)))[0])
     try:
@@ -76,9 +78,10 @@ def _bootstrap(statistic: Statistic, n: int, least: float, most: float) -> Inter
     except ValueError:
         low, high, seen = value, value, 1
     if low == high:
-        reach = proportion_interval(0, seen)[1] * max(1.0, abs(value))
-        low, high = max(least, value - reach), min(most, value + reach)
-    return value, low, high
+        size = max(1.0, abs(value), level if value else 0.0)
+        reach = size * (2 if seen == 1 and math.isinf(most) else proportion_interval(0, seen)[1])
+        low, high = value - reach, value + reach
+    return value, min(value, max(least, low)), max(value, min(most, high))
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> Statistic:

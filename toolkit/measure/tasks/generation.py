@@ -12,10 +12,11 @@ from toolkit.metrics import IGNORED
 from toolkit.stats.resampling import Statistic
 
 RIGHT, COUNTED, SURPRISE = range(3)
+_SUM_TOLERANCE = 0.01
 
 
 class Generation:
-    """Logits ``[n x tokens x vocabulary]`` of a causal language model against token ids ``[n x tokens]``.
+    """Logits ``[n x tokens x vocabulary]``, or their log-softmax, of a causal language model against token ids ``[n x tokens]``.
 
     The labels are the tokens of the text itself, usually the same as the input ids: the logits at one position are held against the
     label of the next one, so that the first label is never asked for and the last logits are never used. Positions labelled -100,
@@ -43,11 +44,19 @@ class Generation:
 
     def reduce(self, start: int, output: np.ndarray) -> np.ndarray:
         """Sums over the counted tokens of each sample; see :meth:`interface.Task.reduce`."""
+        if not start:
+            self._refuse_probabilities(output)
         labels = np.asarray(self._label[start : start + len(output)])
         # Sample by sample: what lies between is as large as the logits, and a vocabulary has a hundred thousand of them.
         records = np.array([self._record(start + row, logits[:-1], labels[row, 1:]) for row, logits in enumerate(output)])
         release(self._label)
         return records
+
+    def _refuse_probabilities(self, output: np.ndarray) -> None:
+        """Softmax of what is a softmax already would give a perplexity near the vocabulary's size, and no error."""
+        if output.min() >= 0 and np.abs(output.sum(axis=2, dtype=np.float64) - 1).max() <= _SUM_TOLERANCE:
+            found = "gives probabilities, which add up to 1 at every token, expected logits"
+            raise InputRejected(found, where=self._question.model, hint="export the model without its softmax, or with a log-softmax")
 
     def _record(self, sample: int, logits: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
         counted = label != IGNORED

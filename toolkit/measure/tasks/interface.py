@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -87,6 +87,7 @@ class Answer:
         classes: What happened to each class; empty for tasks where a sample is not of one class.
         flips: Samples that model and reference label differently; ``None`` likewise.
         outcomes: Which samples were right, ``[n] bool``; ``None`` where a sample is not simply right or wrong.
+        left_out: Why a metric of the task was not measured, by name.
     """
 
     measured: list[Measured]
@@ -94,6 +95,7 @@ class Answer:
     classes: tuple[ClassChange, ...] = ()
     flips: tuple[Flip, ...] | None = None
     outcomes: np.ndarray | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class Task(Protocol):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from toolkit.dataset import pieces
-from toolkit.stats.resampling import Statistic
 
-BINS = 15
 _LARGEST = float(np.finfo(np.float32).max)
 _SUM_TOLERANCE = 0.05
+_STEP = 1 / 256  # of 8-bit probabilities; rounding moves each by up to half of it
+_PEAK_TOLERANCE = 0.01
 _DECIMALS = 6
 
 
@@ -41,8 +41,8 @@ class Summary:
 def summarize(scores: np.ndarray, label: np.ndarray) -> Summary:
     """Reads the scores once.
 
-    Scores are taken as probabilities where none is negative and they add up to 1 in the typical sample, within what 8-bit rounding
-    does to them; else as logits, whose probabilities are their softmax.
+    Scores are taken as probabilities where none is negative or above 1 and they add up to 1 in the typical sample, within what 8-bit
+    rounding does to so many of them; else as logits, whose probabilities are their softmax.
 
     Args:
         scores: ``[n x classes] float32``.
@@ -50,7 +50,8 @@ def summarize(scores: np.ndarray, label: np.ndarray) -> Summary:
     """
     rows = [_summarize(some, label[start : start + len(some)]) for start, some in pieces(scores)]
     picked, rank, peak, lowest, total, softmax = (np.concatenate(column) for column in zip(*rows, strict=True))
-    given = bool(lowest.min() >= 0) and abs(float(np.median(total)) - 1) <= _SUM_TOLERANCE
+    inside = bool(lowest.min() >= 0) and bool(peak.max() <= 1 + _PEAK_TOLERANCE)
+    given = inside and abs(float(np.median(total)) - 1) <= _SUM_TOLERANCE + scores.shape[1] * _STEP / 2
     return Summary(picked, rank, np.minimum(peak, 1.0) if given else softmax, given)
 
 
@@ -77,19 +78,6 @@ def standing(scores: np.ndarray, summary: Summary, classes: slice | int = slice(
     """
     rank = _finite if summary.probabilities else _log_odds
     return np.concatenate([rank(some)[:, classes].copy() for _, some in pieces(scores)])  # a view would keep all classes
-
-
-def calibration_error(summary: Summary) -> Statistic:
-    """Returns the expected calibration error as a statistic.
-
-    Guo et al., "On calibration of modern neural networks", ICML (2017), equation 3: 15 bins of equal width, open at their lower end.
-    """
-    from scipy.sparse import csr_array
-
-    n = len(summary.rank)
-    bins = np.clip(np.ceil(summary.confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    gaps = csr_array((summary.right - summary.confidence, (np.arange(n), bins)), shape=(n, BINS))
-    return lambda weights: np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
 
 
 def class_counts(summary: Summary, label: np.ndarray) -> Any:
