@@ -167,6 +167,19 @@ class Event:
     nodes: tuple[str, ...] = ()
 
 
+class BulkSession(Session, Protocol):
+    """A session that runs many batches by one call. Any session may be one; a model of microseconds then waits less for Python."""
+
+    def run_all(self, batches: Arrays, output: str, into: np.ndarray) -> None:
+        """Runs batch after batch and keeps one output of each.
+
+        Args:
+            batches: For each input ``[k x ...]``: the arrays of ``k`` calls of ``run``.
+            output: Name of the output to keep.
+            into: Where to write it, ``[k x ...]``.
+        """
+
+
 class ProfiledSession(Session, Protocol):
     """A session that records the time of every operator."""
 

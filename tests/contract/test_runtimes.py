@@ -84,6 +84,20 @@ def test_equal_inputs_give_equal_outputs_and_a_later_run_leaves_earlier_outputs_
     assert any((other[name] != kept[name]).any() for name in kept), "the outputs must depend on the inputs"
 
 
+def test_many_batches_by_one_call_are_the_same_as_one_by_one(session):
+    if not hasattr(session, "run_all"):
+        pytest.skip("this runtime's sessions have no run_all")
+    feeds = [feed(session, seed) for seed in range(4)]
+    batches = {name: np.stack([one[name] for one in feeds]) for name in feeds[0]}
+    for output in [spec.name for spec in session.signature.outputs]:
+        expected = np.stack([session.run(one)[output] for one in feeds])
+        found = np.full_like(expected, 7)
+        session.run_all(batches, output, found)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputRejected):
+        session.run_all({name: rows[..., None] for name, rows in batches.items()}, output, found)
+
+
 def test_inputs_are_not_written_to(session):
     given = feed(session)
     before = {name: array.copy() for name, array in given.items()}

@@ -6,6 +6,7 @@ import pytest
 from tests import models
 from toolkit.errors import InputRejected
 from toolkit.runtimes.litert import RUNTIME as LITERT
+from toolkit.runtimes.litert import LiteRtSession
 from toolkit.runtimes.onnxruntime import RUNTIME as ONNX
 from toolkit.runtimes.torch import RUNTIME as TORCH
 
@@ -26,6 +27,39 @@ def test_litert_resizes_a_free_batch_and_no_other(tmp_path):
     fixed = LITERT.open(models.tiny_tflite(tmp_path / "fixed.tflite"), threads=1)
     with pytest.raises(InputRejected, match=r"\[5 x 4\] float32, expected x \[1 x 4\] float32"):
         fixed.run({"x": models.samples(5)})
+
+
+class Subtraction:
+    """What a session uses of an interpreter: tensor 2 is tensor 0 minus tensor 1."""
+
+    def __init__(self):
+        self.tensors = {0: np.zeros((1, 3), np.float32), 1: np.zeros((1, 3), np.float32)}
+
+    def set_tensor(self, index, value):
+        self.tensors[index] = value.copy()
+
+    def invoke(self):
+        self.tensors[2] = self.tensors[0] - self.tensors[1]
+
+    def get_tensor(self, index):
+        return self.tensors[index].copy()
+
+
+def test_litert_feeds_every_input_of_many_batches():
+    details = {name: {"index": index, "shape": [1, 3], "dtype": np.float32} for index, name in enumerate(("from", "less", "left"))}
+    session = LiteRtSession(Subtraction(), {name: details[name] for name in ("from", "less")}, {"left": details["left"]})
+    ours, theirs = np.random.default_rng(0).normal(size=(2, 5, 1, 3)).astype(np.float32)
+    found = np.empty((5, 1, 3), np.float32)
+    session.run_all({"less": theirs, "from": ours}, "left", found)  # in another order than the model's
+    np.testing.assert_array_equal(found, ours - theirs)
+
+
+def test_litert_resizes_a_free_batch_for_many_at_once(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    session = LITERT.open(models.tiny_tflite(tmp_path / "free.tflite", batch=-1), threads=1)
+    found = np.empty((3, 5, 3), np.float32)
+    session.run_all({"x": models.samples(15).reshape(3, 5, 4)}, "logits", found)
+    np.testing.assert_allclose(found.reshape(15, 3), models.reference(models.samples(15)), atol=1e-6)
 
 
 def test_onnxruntime_runs_a_free_batch(tmp_path):

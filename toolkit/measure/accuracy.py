@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,40 +197,31 @@ def predict(session: Session, data: Dataset, on_progress: OnProgress = _silent, 
 def _outputs(session: Session, feed: Feed, output: str, axes: tuple[str, ...]) -> Iterator[tuple[int, np.ndarray]]:
     """Yields ``(first sample, outputs [k x ...] float32)``; the array is used again for the next ones.
 
-    Samples are fed in batches of the model's own size, 32 when that is free. The loop does nothing else: a model that takes
-    microseconds must not wait for its measuring. What is to be checked is checked on many samples together.
+    Samples are fed in batches of the model's own size, 32 when that is free. Many batches go into one call where the runtime
+    takes them: a model that takes microseconds must not wait for its measuring. What is to be checked is checked on many together.
     """
-    run, buffer, first = session.run, np.empty(0, np.float32), None
+    run_all, buffer = getattr(session, "run_all", partial(_run_each, session)), np.empty(0, np.float32)
     for start, stop, columns in feed.blocks():
         batches = {name: column.reshape(-1, feed.batch, *column.shape[1:]) for name, column in columns.items()}
-        count, feeds = len(next(iter(batches.values()))), _feeds(batches)
+        count = len(next(iter(batches.values())))
         if not start:
-            first = run(next(feeds))[output]
+            first = session.run({name: column[0] for name, column in batches.items()})[output]
             buffer = np.empty((_buffered(first, count, feed.batch, output, axes), *first.shape), np.float32)
         for offset in range(0, count, len(buffer)):
-            block, done = buffer[: count - offset], 0
-            if first is not None:
-                block[0], done, first = first, 1, None
-            for number, inputs in zip(range(done, len(block)), feeds, strict=False):
-                block[number] = run(inputs)[output]
+            block = buffer[: count - offset]
+            run_all({name: column[offset : offset + len(block)] for name, column in batches.items()}, output, block)
             sample = start + offset * feed.batch
             found = block.reshape(-1, *block.shape[2:])[: stop - sample]
             _refuse_nan(found, sample, output)
             yield sample, found
 
 
-def _feeds(batches: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Yields what each inference takes, in one dictionary that is used again; by the shortest way, as this is in the loop."""
+def _run_each(session: Session, batches: Mapping[str, np.ndarray], output: str, into: np.ndarray) -> None:
+    """Runs every batch by a call of its own; see :class:`toolkit.plugins.BulkSession`."""
     inputs: dict[str, np.ndarray] = {}
-    if len(batches) == 1:
-        [(name, column)] = batches.items()
-        for rows in column:
-            inputs[name] = rows
-            yield inputs
-    else:
-        for several in zip(*batches.values(), strict=True):
-            inputs.update(zip(batches, several, strict=True))
-            yield inputs
+    for number, rows in enumerate(zip(*batches.values(), strict=True)):
+        inputs.update(zip(batches, rows, strict=True))
+        into[number] = session.run(inputs)[output]
 
 
 def _buffered(first: np.ndarray, batches: int, batch: int, output: str, axes: tuple[str, ...]) -> int:

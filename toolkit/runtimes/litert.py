@@ -125,6 +125,28 @@ class LiteRtSession:
         except (ValueError, RuntimeError, MemoryError) as error:
             raise complaints.cannot_run(self.signature, inputs, RUNTIME.name, _spoken(error)) from error
 
+    def run_all(self, batches: Arrays, output: str, into: np.ndarray) -> None:
+        """Runs batch after batch and keeps one output; see :class:`toolkit.plugins.BulkSession`.
+
+        Raises:
+            InputRejected: As :meth:`run`.
+            StageFailed: As :meth:`run`.
+            StageOutOfMemory: As :meth:`run`.
+        """
+        inputs = {name: rows[0] for name, rows in batches.items()}
+        into[0] = self.run(inputs)[output]  # complains of what does not fit, and gives free dimensions their sizes
+        feed, invoke, get, source = self._set, self._invoke, self._get, dict(self._outputs)[output]
+        (index, first), *others = [(self._indices[name], rows) for name, rows in batches.items()]
+        try:
+            for number, array in enumerate(first[1:], 1):
+                feed(index, array)
+                for other, rows in others:
+                    feed(other, rows[number])
+                invoke()
+                into[number] = get(source)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise complaints.cannot_run(self.signature, inputs, RUNTIME.name, _spoken(error)) from error
+
     def _resize(self, inputs: Arrays) -> None:
         """Gives free dimensions the sizes of ``inputs`` and feeds again; anything else that does not fit is refused."""
         problem = complaints.misfit(self.signature, inputs)
