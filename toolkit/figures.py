@@ -19,7 +19,8 @@ class Metric(Frozen):
         low: Lower end of the interval.
         high: Upper end of the interval.
         n: Number of samples.
-        method: How the interval was computed: ``Wilson``, ``DeLong``, ``BCa bootstrap``, ``normal with bounded bias``.
+        method: How the interval was computed: ``Wilson``, ``DeLong``, ``BCa bootstrap``, ``logit with jackknife
+            error``, ``Wilson with threshold error``, ``normal with bounded bias``.
     """
 
     name: str
@@ -48,7 +49,8 @@ class Change(Frozen):
         gained: Samples that only the candidate got right; ``None`` likewise.
         p_value: Of no change at all (exact McNemar test); ``None`` where a sample is not simply right or wrong.
         informative: Whether the reference does better than guessing on these samples. If not, nothing can be lost on them.
-        method: How the interval was computed: ``Newcombe``, ``DeLong``, ``BCa bootstrap``, ``normal with bounded bias``.
+        method: How the interval was computed: ``Newcombe``, ``DeLong``, ``BCa bootstrap``, ``jackknife with
+            skewness``, ``Newcombe with threshold error``, ``normal with bounded bias``.
     """
 
     metric: str = "top1_accuracy"

@@ -5,16 +5,21 @@ import math
 import numpy as np
 import pytest
 
-from toolkit.stats import ranking
-from toolkit.stats.proportions import proportion_interval
+from toolkit.stats import ranking, thresholds
+from toolkit.stats.proportions import paired_difference_interval, proportion_interval
 from toolkit.stats.ranking import (
-    average_precision,
     delong_change,
     delong_interval,
     delong_macro_change,
     delong_macro_interval,
-    resampled_sensitivity,
+    skewed_interval,
+)
+from toolkit.stats.thresholds import (
+    average_precision_change,
+    average_precision_interval,
     sensitivity_at_specificity,
+    sensitivity_change,
+    sensitivity_interval,
 )
 
 # DeLong, DeLong and Clarke-Pearson 1988, ovarian cancer, the 43 patients with all three tests: albumin, total protein, K-G score (to be
@@ -57,9 +62,9 @@ def test_delong_gives_the_ovarian_cancer_example():
     assert found == [(0.7366, 0.0927), (0.7258, 0.1028), (0.6478, 0.1)]
     changes = [delong_change(one, score, helped) for one in (albumin, protein)]
     assert [(round(value, 4), round(p_value, 4)) for value, _, _, p_value in changes] == [(0.0108, 0.9102), (-0.078, 0.4561)]
-    # SAS's own intervals: ours contain them, as they are widened for the 12 samples of the smaller class.
+    # SAS's own intervals are symmetric: ours lie towards the rarer and larger influences, and allow for there being few of them.
     for (_, low, high, _), (least, most) in zip(changes, [(-0.1761, 0.1976), (-0.283, 0.1271)], strict=True):
-        assert least - 0.02 < low < least and most < high < most + 0.02
+        assert low == pytest.approx(least, abs=0.05) and high == pytest.approx(most, abs=0.05) and most - least < high - low < 1.2 * (most - least)
 
 
 def test_delong_gives_the_tomography_example():
@@ -82,8 +87,9 @@ def test_delong_is_the_brute_force_of_the_paper(n, tied):
     assert standard_error(one, positive) ** 2 == pytest.approx(covariance[0, 0])
     value, low, high, p_value = delong_change(one, other, positive)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    reach = 1.959964 * math.sqrt(variance + (0.5 / positive.sum()) ** 2)
-    assert (value, low, high) == pytest.approx((areas[0] - areas[1], max(-1, value - reach), min(1, value + reach)), abs=1e-6)
+    assert value == pytest.approx(areas[0] - areas[1])
+    moved = ranking._Ranking(one, positive).influence - ranking._Ranking(other, positive).influence
+    assert (low, high) == pytest.approx(skewed_interval(value, moved, math.sqrt(variance), 0.5 / positive.sum(), 0.95)[1:])
     assert p_value == pytest.approx(math.erfc(abs(value) / math.sqrt(2 * variance)))
 
 
@@ -132,7 +138,7 @@ def test_order_preserving_transformations_change_nothing():
     [([1.0, 2.0], [True, True], "cannot rank"), ([1.0, math.nan], [True, False], "not a number"), ([1.0], [True, False], "one score for each")],
 )
 def test_scores_that_cannot_be_ranked_are_refused(score, positive, message):
-    for function in (delong_interval, average_precision):
+    for function in (delong_interval, average_precision_interval):
         with pytest.raises(ValueError, match=message):
             function(np.array(score), np.array(positive))
 
@@ -200,17 +206,74 @@ def test_macro_area_with_a_class_of_one_sample_has_an_interval():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_average_precision_is_scikit_learns_for_any_weights(tied):
+def test_average_precision_and_what_moves_it_are_scikit_learns(tied):
+    """The influence of a sample is the derivative of scikit-learn's value by its weight."""
     metrics = pytest.importorskip("sklearn.metrics")
-    generator = np.random.default_rng(11)
-    score, positive = rated(generator, 80, tied)
-    weights = np.vstack([np.ones(80), generator.multinomial(80, np.full(80, 1 / 80), size=20)])
-    kept = [row > 0 for row in weights]
-    expected = [
-        metrics.average_precision_score(positive[some], score[some], sample_weight=row[some]) for row, some in zip(weights, kept, strict=True)
-    ]
-    assert average_precision(score, positive)(weights) == pytest.approx(expected)
-    assert np.isnan(average_precision(score, positive)((~positive)[None, :].astype(float))).all()
+    score, positive = rated(np.random.default_rng(11), 80, tied)
+    value, moves = thresholds._average_precision(score, positive)
+    assert value == pytest.approx(metrics.average_precision_score(positive, score))
+    weights = np.ones(80) + 1e-4 * np.stack([np.eye(80), -np.eye(80)])
+    found = [[metrics.average_precision_score(positive, score, sample_weight=row) for row in rows] for rows in weights]
+    assert moves == pytest.approx((np.array(found[0]) - found[1]) / 2e-4, abs=1e-7)
+
+
+def test_average_precision_interval_is_logit_with_student():
+    from scipy.special import expit, logit
+    from scipy.stats import t as student
+
+    score, positive = rated(np.random.default_rng(14), 90)
+    value, low, high = average_precision_interval(score, positive)
+    moves = thresholds._average_precision(score, positive)[1]
+    assert abs(moves.sum()) < 1e-12
+    half = student.ppf(0.975, 29) * math.sqrt(np.sum(moves**2) * 30 / 29) / (value * (1 - value))
+    assert (low, high) == pytest.approx((expit(logit(value) - half), expit(logit(value) + half)))
+
+
+def test_perfect_average_precision_ends_where_wilson_ends():
+    score = np.arange(60.0)
+    assert average_precision_interval(score, score >= 50) == (1.0, pytest.approx(proportion_interval(10, 10)[0]), 1.0)
+    reach = proportion_interval(0, 10)[1]
+    assert average_precision_change(score, score * 2, score >= 50) == (0.0, pytest.approx(-reach), pytest.approx(reach))
+    shuffled = np.append(np.random.default_rng(3).permutation(score[:50]), score[50:])
+    assert average_precision_change(score, shuffled, score >= 50) == (0.0, pytest.approx(-reach), pytest.approx(reach))
+
+
+@pytest.mark.parametrize("positives", [1, 2])
+def test_one_or_two_positives_have_wide_intervals(positives):
+    generator = np.random.default_rng(15)
+    score, positive = generator.normal(size=40), np.arange(40) < positives
+    value, low, high = average_precision_interval(score, positive)
+    assert 0 <= low <= value <= high <= 1 and high - low > 0.25
+    for other in (generator.normal(size=40), score + 0.1 * positive):
+        value, low, high = average_precision_change(other, score, positive)
+        assert -1 <= low < value < high <= 1 or abs(value) == 1
+        value, low, high = sensitivity_change(other, score, positive, 0.9)
+        assert -1 <= low <= value <= high <= 1 and high - low > 0.5
+
+
+@pytest.mark.parametrize("lost", [1, 2, 5, 20])
+def test_skewed_interval_of_rare_losses_is_that_of_a_poisson_count(lost):
+    """Each loss moves the value by the same: the ends are nearly the exact ones of a count (Garwood 1936), the normal ones are not."""
+    from scipy.stats import chi2
+
+    n = 100_000
+    moved = -np.where(np.arange(n) < lost, 1.0, 0.0) / n
+    moved = moved - moved.mean()
+    value, low, high = skewed_interval(-lost / n, moved, math.sqrt(float(moved @ moved)), 0.0, 0.95)
+    exact = chi2.ppf(0.025, 2 * lost) / 2, chi2.ppf(0.975, 2 * lost + 2) / 2
+    assert (-high * n, -low * n) == pytest.approx(exact, rel=0.1, abs=0.1)
+    assert value == -lost / n and lost + 1.96 * math.sqrt(lost) < 0.95 * exact[1]
+
+
+def test_a_change_made_up_by_few_samples_gets_half_a_pseudo_sample():
+    """Nine equal samples are few, eleven are not."""
+    for count, pseudo in ((9, 0.01), (11, 0.0)):
+        moved = np.resize([0.001, -0.001], count)
+        error = math.sqrt(float(moved @ moved))
+        _, low, high = skewed_interval(0.0, moved, error, 0.01, 0.95)
+        skewness = np.sum(moved**3) / (6 * error**3)
+        reach = math.hypot(error, pseudo) * (1.959964 + skewness) / (1 - skewness * (1.959964 + skewness)) ** 2
+        assert high == pytest.approx(reach) and low < 0
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -224,7 +287,7 @@ def test_sensitivity_at_specificity_is_read_off_scikit_learns_curve(specificity,
     assert sensitivity == pytest.approx(best)
     chosen = score >= threshold
     assert np.mean(chosen[positive]) == pytest.approx(sensitivity) and np.mean(~chosen[~positive]) >= specificity
-    assert resampled_sensitivity(score, positive, specificity)(np.ones((1, 90))) == pytest.approx([sensitivity])
+    assert sensitivity_interval(score, positive, specificity)[0] == pytest.approx(sensitivity)
 
 
 def test_sensitivity_without_a_threshold_that_is_specific_enough():
@@ -232,13 +295,46 @@ def test_sensitivity_without_a_threshold_that_is_specific_enough():
     assert sensitivity == 0 and threshold > 3 and math.isfinite(threshold)
 
 
-def test_resampled_sensitivity_picks_its_threshold_anew():
+def test_sensitivity_interval_joins_wilson_and_the_threshold():
+    """Scores on a grid: of 100 negatives the 5 highest are false alarms; the ROC curve around has a slope that can be counted."""
+    others, ours = np.arange(100.0), np.arange(82.5, 112.5)
+    score, positive = np.append(ours, others), np.arange(130) < 30
+    value, low, high = sensitivity_interval(score, positive, 0.95)
+    hits = np.count_nonzero(ours > 94)
+    # Window of round(2.5 sqrt(5 0.95)) = 5 false alarms on both sides: negatives 89 to 99, all 11 of them with a positive above.
+    error = 1.959964 * (10 / 30) / (11 / 100) * math.sqrt(0.05 * 0.95 / 100)
+    ends = proportion_interval(hits, 30)
+    assert value == hits / 30 and np.count_nonzero((ours >= 89) & (ours <= 99)) == 10
+    assert (low, high) == pytest.approx((value - math.hypot(value - ends[0], error), min(1, value + math.hypot(ends[1] - value, error))))
+
+
+def test_sensitivity_interval_has_the_width_of_resampling():
+    """Both threshold and positives drawn anew, 2,000 times: the standard error by brute force."""
     generator = np.random.default_rng(17)
-    score, positive = rated(generator, 60)
-    weights = generator.multinomial(60, np.full(60, 1 / 60), size=25).astype(float)
-    expected = []
-    for row in weights.astype(int):
-        drawn = np.repeat(np.arange(60), row)
-        expected.append(sensitivity_at_specificity(score[drawn], positive[drawn], 0.9)[0])
-    assert resampled_sensitivity(score, positive, 0.9)(weights) == pytest.approx(expected)
-    assert np.isnan(resampled_sensitivity(score, positive, 0.9)(positive[None, :].astype(float))).all()
+    score, positive = rated(generator, 900, shift=1.5)
+    found = []
+    for _ in range(2000):
+        drawn = generator.integers(0, 900, 900)
+        found.append(sensitivity_at_specificity(score[drawn], positive[drawn], 0.9)[0])
+    _, low, high = sensitivity_interval(score, positive, 0.9)
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(found), rel=0.15)
+
+
+def test_change_of_sensitivity_without_moved_negatives_is_newcombes():
+    """The candidate loses 3 of 20 positives; the negatives, and so the threshold, stay where they were."""
+    reference = np.append(np.arange(200.0), 300.0 + np.arange(20))
+    candidate, positive = reference.copy(), np.arange(220) >= 200
+    candidate[200:203] = -1
+    expected = paired_difference_interval(17, 3, 0, 0)
+    assert sensitivity_change(candidate, reference, positive, 0.95) == pytest.approx(expected)
+    assert sensitivity_change(reference, candidate, positive, 0.95) == pytest.approx([-expected[0], -expected[2], -expected[1]])
+    alike = sensitivity_change(reference, reference, positive, 0.95)
+    assert alike == pytest.approx(paired_difference_interval(20, 0, 0, 0)) and alike[1] < 0 < alike[2]
+
+
+@pytest.mark.parametrize("specificity", [0.0, 0.5, 1.0])
+def test_sensitivity_of_scores_of_one_level(specificity):
+    """A model that saturates gives one score to everything: no threshold tells a negative from a positive."""
+    score, positive = np.zeros(30), np.arange(30) < 12
+    value, low, high = sensitivity_interval(score, positive, specificity)
+    assert value == float(specificity == 0.0) and 0 <= low <= value <= high <= 1 and high - low > 0.2

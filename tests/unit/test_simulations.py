@@ -16,8 +16,9 @@ from toolkit.limits import Budgets
 from toolkit.measure.tasks.estimates import rate
 from toolkit.stats.calibration import BINS, calibration_change, calibration_interval
 from toolkit.stats.proportions import independent_difference_interval, paired_difference_interval, proportion_interval
-from toolkit.stats.ranking import average_precision, delong_change, delong_interval, delong_macro_change, delong_macro_interval, resampled_sensitivity
+from toolkit.stats.ranking import delong_change, delong_interval, delong_macro_change, delong_macro_interval
 from toolkit.stats.resampling import bca_interval, block_quantile_interval
+from toolkit.stats.thresholds import average_precision_change, average_precision_interval, sensitivity_change, sensitivity_interval
 
 
 def share(hits):
@@ -149,7 +150,10 @@ def distance(area):
     return math.sqrt(2) * NormalDist().inv_cdf(area)
 
 
-@pytest.mark.parametrize(("n", "positives", "area"), [(200, 100, 0.8), (1000, 500, 0.7), (1000, 500, 0.9), (1000, 100, 0.8)])
+@pytest.mark.parametrize(
+    ("n", "positives", "area"),
+    [(200, 100, 0.8), (1000, 500, 0.7), (1000, 500, 0.9), (1000, 100, 0.8), (1000, 50, 0.8), (1000, 100, 0.9), (500, 250, 0.95)],
+)
 def test_delong_covers(n, positives, area):
     generator = np.random.default_rng(37)
     positive = np.arange(n) < positives
@@ -176,29 +180,126 @@ def quantized(generator, positive, areas, broken):
     return np.where(lost, generator.normal(size=n), reference + 0.01 * generator.normal(size=n)), reference
 
 
-@pytest.mark.parametrize(("areas", "broken"), [((0.8, 0.8), False), ((0.8, 0.79), False), ((0.8, 0.79), True), ((0.9, 0.88), True)])
-def test_change_of_area_covers(areas, broken):
+SLIGHT = [(2000, 1000, (0.8, 0.8)), (2000, 1000, (0.8, 0.79)), (2000, 200, (0.8, 0.8)), (1000, 100, (0.95, 0.94)), (500, 50, (0.8, 0.8))]
+BROKEN = [(2000, 1000, (0.8, 0.79)), (2000, 1000, (0.9, 0.88)), (2000, 200, (0.9, 0.88)), (1000, 100, (0.9, 0.85)), (500, 250, (0.9, 0.89))]
+
+
+@pytest.mark.parametrize(("n", "positives", "areas", "broken"), [(*one, False) for one in SLIGHT] + [(*one, True) for one in BROKEN])
+def test_change_of_area_covers(n, positives, areas, broken):
+    """All scores changed a little, or 7 to 67 positives in the mean lost theirs altogether."""
     generator = np.random.default_rng(39)
-    positive = np.arange(2000) < 1000
+    positive = np.arange(n) < positives
     found = [delong_change(*quantized(generator, positive, areas, broken), positive)[1:3] for _ in range(700)]
     assert_covers(found, areas[1] - areas[0])
 
 
-def test_macro_area_and_its_change_cover():
+@pytest.mark.parametrize(("classes", "n", "noise"), [(3, 300, 0.2), (4, 800, 0.05), (4, 800, 0.3), (10, 1000, 0.2)])
+def test_macro_area_and_its_change_cover(classes, n, noise):
     generator = np.random.default_rng(40)
+    shares = np.arange(classes, 0, -1) / np.arange(classes, 0, -1).sum()
 
     def evaluate(n):
-        label = generator.choice(4, n, p=[0.4, 0.3, 0.2, 0.1])
-        reference = generator.normal(size=(n, 4))
+        label = generator.choice(classes, n, p=shares)
+        reference = generator.normal(size=(n, classes))
         reference[np.arange(n), label] += 1.5
-        candidate = reference + 0.3 * generator.normal(size=(n, 4))
+        candidate = reference + noise * generator.normal(size=(n, classes))
         return candidate, reference, label
 
     candidate, reference, label = evaluate(200_000)
     areas, change = delong_macro_interval(candidate, label)[0], delong_macro_change(candidate, reference, label)[0]
-    trials = [evaluate(800) for _ in range(300)]
+    trials = [evaluate(n) for _ in range(300)]
     assert_covers([delong_macro_interval(candidate, label)[1:] for candidate, _, label in trials], areas)
-    assert_covers([delong_macro_change(*trial)[1:] for trial in trials], change, 0.94, 1.0)
+    assert_covers([delong_macro_change(*trial)[1:] for trial in trials], change)
+
+
+def damaged(generator, positive, shift, noise, lost):
+    """Scores of a candidate that is a reference with noise, in which a share of the positives lost theirs altogether, and the reference's."""
+    reference = generator.normal(size=len(positive)) + shift * positive
+    candidate = reference + noise * generator.normal(size=len(positive))
+    return np.where(positive & (generator.random(len(positive)) < lost), generator.normal(size=len(positive)), candidate), reference
+
+
+PRECISIONS = [
+    (200, 0.3, 1.5, 0.1, 0.0),
+    (200, 0.3, 1.5, 0.5, 0.0),
+    (400, 0.1, 1.5, 0.3, 0.0),
+    (1000, 0.1, 1.5, 0.1, 0.0),
+    (1000, 0.06, 1.0, 0.3, 0.0),
+    (500, 0.5, 1.0, 0.2, 0.0),
+    (2000, 0.1, 2.5, 0.01, 0.05),
+    (1000, 0.3, 2.0, 0.01, 0.03),
+    (2000, 0.5, 2.5, 0.05, 0.02),
+]
+
+
+@pytest.mark.parametrize(("n", "share", "shift", "noise", "lost"), PRECISIONS)
+def test_average_precision_and_its_change_cover(n, share, shift, noise, lost):
+    generator = np.random.default_rng(51)
+
+    def evaluate(n):
+        positive = generator.random(n) < share
+        candidate, reference = damaged(generator, positive, shift, noise, lost)
+        return average_precision_interval(candidate, positive), average_precision_change(candidate, reference, positive)
+
+    (truth, _, _), (change, _, _) = evaluate(1_000_000)
+    found = np.array([evaluate(n) for _ in range(600)])
+    assert_covers(found[:, 0, 1:], truth)
+    assert_covers(found[:, 1, 1:], change)
+
+
+@pytest.mark.parametrize(("n", "positives"), [(300, 60), (300, 30)])
+def test_average_precision_never_covers_too_little_near_one(n, positives):
+    """Hardly a negative is above a positive, and hardly one moves: the change says no more than so few positives can."""
+    generator = np.random.default_rng(52)
+
+    def evaluate(n):
+        positive = np.arange(n) < n * share
+        candidate, reference = damaged(generator, positive, 4.0, 0.1, 0.0)
+        return average_precision_interval(candidate, positive), average_precision_change(candidate, reference, positive)
+
+    share = positives / n
+    (truth, _, _), (change, _, _) = evaluate(1_000_000)
+    found = np.array([evaluate(n) for _ in range(600)])
+    assert_covers(found[:, 0, 1:], truth, 0.93, 1.0)
+    assert_covers(found[:, 1, 1:], change, 0.93, 1.0)
+
+
+def sensitivities(generator, trials, n, positives, shift, noise, specificity, lost):
+    """Returns the ends for a candidate and for its change, ``[trials x 2]`` both, and the truth of both."""
+    normal, positive = NormalDist(), np.arange(n) < positives
+    wider, cut = math.sqrt(1 + noise**2), NormalDist().inv_cdf(specificity)
+    before = 1 - normal.cdf(cut - shift)
+    after = (1 - lost) * (1 - normal.cdf(cut - shift / wider)) + lost * (1 - normal.cdf(cut * wider))
+    drawn = [damaged(generator, positive, shift, noise, lost) for _ in range(trials)]
+    values = [sensitivity_interval(candidate, positive, specificity)[1:] for candidate, _ in drawn]
+    return values, after, [sensitivity_change(*one, positive, specificity)[1:] for one in drawn], after - before
+
+
+SENSITIVITIES = [
+    (200, 60, 1.5, 0.5, 0.95, 0.0),
+    (400, 120, 1.5, 0.2, 0.95, 0.0),
+    (1000, 300, 1.5, 0.3, 0.95, 0.0),
+    (1000, 100, 1.5, 0.3, 0.95, 0.0),
+    (2000, 200, 1.5, 0.3, 0.9, 0.0),
+    (1000, 500, 2.5, 0.5, 0.9, 0.0),
+    (5000, 2500, 2.5, 0.05, 0.95, 0.0),
+    (1000, 100, 2.5, 0.01, 0.95, 0.1),
+    (2000, 1000, 2.5, 0.02, 0.95, 0.02),
+]
+
+
+@pytest.mark.parametrize("setting", SENSITIVITIES)
+def test_sensitivity_and_its_change_cover(setting):
+    values, truth, changes, change = sensitivities(np.random.default_rng(53), 700, *setting)
+    assert_covers(values, truth)
+    assert_covers(changes, change)
+
+
+@pytest.mark.parametrize("setting", [(1000, 500, 4.0, 0.1, 0.95, 0.0), (1000, 100, 2.5, 0.1, 0.95, 0.0), (400, 40, 1.5, 0.2, 0.9, 0.0)])
+def test_sensitivity_never_covers_too_little_near_one_or_where_few_positives_change(setting):
+    values, truth, changes, change = sensitivities(np.random.default_rng(54), 600, *setting)
+    assert_covers(values, truth, 0.93, 1.0)
+    assert_covers(changes, change, 0.93, 1.0)
 
 
 def confidences(generator, n, *temperatures):
@@ -213,23 +314,56 @@ def calibration_error(confidence, right):
     return sum(abs(np.sum((right - confidence)[bins == one])) for one in range(BINS)) / len(right)
 
 
+@pytest.mark.parametrize(("n", "temperature"), [(2000, 3.0), (2000, 0.6), (5000, 1.5), (5000, 2.0), (5000, 3.0), (5000, 0.6)])
+def test_calibration_error_of_a_clearly_miscalibrated_model_covers(n, temperature):
+    """At 2,000 samples and temperatures of 1.5 and 2 it covers 97 to 98 %, as some gaps are about as large as their noise: see below."""
+    generator = np.random.default_rng(55)
+    truth = calibration_error(*confidences(generator, 2_000_000, temperature)[0])
+    found = [calibration_interval(*confidences(generator, n, temperature)[0])[1:] for _ in range(1000)]
+    assert_covers(found, truth)
+
+
+@pytest.mark.parametrize("size", [2.0, 4.0])
+def test_calibration_error_covers_where_every_gap_is_as_large_as_its_noise(size):
+    """Eight bins, each with a gap of so many of its standard errors: a sign that is just not, or just, clear."""
+    generator, n = np.random.default_rng(56), 2000
+    middle = (7.5 + np.arange(8)) / BINS
+    gap = size * np.sqrt(middle * (1 - middle) / (n / 8))
+
+    def evaluate():
+        bins = generator.integers(0, 8, n)
+        confidence = middle[bins] + generator.uniform(-0.03, 0.03, n)
+        return confidence, generator.random(n) < confidence - gap[bins]
+
+    assert_covers([calibration_interval(*evaluate())[1:] for _ in range(1000)], gap.mean())
+
+
 @pytest.mark.parametrize("n", [200, 2000])
 @pytest.mark.parametrize("temperature", [1.0, 1.2, 2.0])
-def test_calibration_error_covers_whether_the_model_is_calibrated_or_not(temperature, n):
-    """The bootstrap never covers a calibrated model: its low end is above 0 in every trial."""
+def test_calibration_error_never_covers_too_little_whether_the_model_is_calibrated_or_not(temperature, n):
+    """A calibrated model is at the end of the scale. The bootstrap never covers it: its low end is above 0 in every trial."""
     generator = np.random.default_rng(47)
     truth = 0.0 if temperature == 1 else calibration_error(*confidences(generator, 2_000_000, temperature)[0])
     found = [calibration_interval(*confidences(generator, n, temperature)[0])[1:] for _ in range(1000)]
-    assert_covers(found, truth, 0.95, 1.0)
+    assert_covers(found, truth, 0.94, 1.0)
 
 
-@pytest.mark.parametrize(("after", "before"), [(1.0, 1.2), (1.2, 1.0), (1.2, 1.2), (2.0, 1.0)])
-def test_change_of_calibration_error_never_covers_too_little(after, before):
-    generator = np.random.default_rng(48)
+def calibration_changes(generator, trials, n, after, before):
+    """Returns the ends of the change between two temperatures, ``[trials x 2]``, and its truth."""
     exact = confidences(generator, 2_000_000, after, before)
     truth = (calibration_error(*exact[0]) if after != 1 else 0.0) - (calibration_error(*exact[1]) if before != 1 else 0.0)
-    found = [calibration_change(*confidences(generator, 2000, after, before))[1:] for _ in range(1000)]
-    assert_covers(found, truth, 0.93, 1.0)
+    return [calibration_change(*confidences(generator, n, after, before))[1:] for _ in range(trials)], truth
+
+
+@pytest.mark.parametrize(("after", "before"), [(2.0, 1.0), (1.0, 2.0), (0.6, 2.0)])
+def test_change_of_calibration_error_between_unlike_models_covers(after, before):
+    assert_covers(*calibration_changes(np.random.default_rng(57), 1000, 2000, after, before))
+
+
+@pytest.mark.parametrize(("after", "before"), [(1.0, 1.2), (1.2, 1.0), (1.2, 1.2), (2.0, 1.5)])
+def test_change_of_calibration_error_never_covers_too_little(after, before):
+    """Two models that err alike, or hardly: noise decides which sign a gap has."""
+    assert_covers(*calibration_changes(np.random.default_rng(48), 1000, 2000, after, before), 0.93, 1.0)
 
 
 def ratio(part, whole):
@@ -271,24 +405,12 @@ def f1_change(generator, n):
     return lambda weights: ours(weights) - other(weights)
 
 
-def precision(generator, n):
-    positive = generator.random(n) < 0.3
-    return average_precision(generator.normal(size=n) + 1.5 * positive, positive)
-
-
-def sensitivity(generator, n):
-    positive = generator.random(n) < 0.3
-    return resampled_sensitivity(generator.normal(size=n) + 1.5 * positive, positive, 0.95)
-
-
-@pytest.mark.parametrize(
-    ("make", "trials", "least"), [(perplexity, 400, 0.93), (f1, 300, 0.93), (f1_change, 400, 0.93), (precision, 300, 0.91), (sensitivity, 300, 0.91)]
-)
-def test_bca_covers(make, trials, least):
+@pytest.mark.parametrize(("make", "trials"), [(perplexity, 400), (f1, 300), (f1_change, 400)])
+def test_bca_covers(make, trials):
     generator = np.random.default_rng(41)
     truth = math.exp(2) if make is perplexity else float(make(generator, 400_000)(np.ones((1, 400_000)))[0])
     found = [bca_interval(make(generator, 200), 200, resamples=500, seed=seed)[1:] for seed in range(trials)]
-    assert_covers(found, truth, least)
+    assert_covers(found, truth)
 
 
 def test_bca_covers_changes_of_which_few_were_drawn():
@@ -329,19 +451,29 @@ def timed(generator, correlation, rounds=36, size=20):
     return times * (1 + (generator.random(times.shape) < 0.02) * generator.exponential(0.5, times.shape))
 
 
+@pytest.mark.parametrize("size", [20, 56])
 @pytest.mark.parametrize("q", [0.5, 0.9])
-@pytest.mark.parametrize(("correlation", "least", "most"), [(0.0, 0.94, 0.98), (0.3, 0.93, 0.97)])
-def test_quantile_of_rounds_covers(q, correlation, least, most):
-    """Rounds that have nothing to do with each other make it cautious, as it cannot know that they have not."""
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6])
+def test_quantile_of_rounds_covers(correlation, q, size):
+    """Whether or not neighbouring rounds have to do with each other, which it must find out from 36 of them."""
     generator = np.random.default_rng(42)
     truth = np.quantile(timed(generator, 0.0, 20_000), q)
-    found = [block_quantile_interval(timed(generator, correlation), q)[1:] for _ in range(1500)]
-    assert_covers(found, truth, least, most)
+    found = [block_quantile_interval(timed(generator, correlation, size=size), q)[1:] for _ in range(2000)]
+    assert_covers(found, truth, 0.93, 0.97)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.3])
-def test_99th_percentile_of_rounds_never_covers_too_little(correlation):
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize(("q", "size"), [(0.5, 2), (0.9, 2), (0.99, 20), (0.99, 56)])
+def test_quantile_of_rounds_that_few_measurements_bound_never_covers_too_little(q, size, correlation):
     generator = np.random.default_rng(43)
-    truth = np.quantile(timed(generator, 0.0, 20_000), 0.99)
-    found = [block_quantile_interval(timed(generator, correlation), 0.99)[1:] for _ in range(1000)]
-    assert_covers(found, truth, 0.94, 1.0)
+    truth = np.quantile(timed(generator, 0.0, 20_000), q)
+    found = [block_quantile_interval(timed(generator, correlation, size=size), q)[1:] for _ in range(1000)]
+    assert_covers(found, truth, 0.95, 1.0)
+
+
+@pytest.mark.parametrize("rounds", [6, 12, 20])
+def test_median_of_few_rounds_covers(rounds):
+    generator = np.random.default_rng(49)
+    truth = np.quantile(timed(generator, 0.0, 20_000), 0.5)
+    found = [block_quantile_interval(timed(generator, 0.3, rounds), 0.5)[1:] for _ in range(1000)]
+    assert_covers(found, truth, 0.93, 0.97)

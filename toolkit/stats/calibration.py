@@ -12,10 +12,12 @@ from toolkit.stats.proportions import Interval, proportion_interval
 from toolkit.stats.resampling import unseen_reach
 
 BINS = 15
-_CLEAR = 3.0
+_CLEAR = 2.5
 """A bin whose gap is as many standard errors away from 0 is taken to be on that side of it."""
 _MEAN_SIZE = math.sqrt(2 / math.pi)
 """Mean of the absolute value of a standard normal number; its variance is 1 minus the square of this."""
+_SCARCE = 10.0
+"""A bin with less than so much promised variance may show less than it has."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,23 @@ class _Gaps:
         return np.asarray((signed - signed.mean()) / len(signed))
 
     @property
+    def unclear(self) -> np.ndarray:
+        """Bins that may be on either side of 0, ``[bins] bool``."""
+        return np.abs(self.sums) <= _CLEAR * self.errors
+
+    @property
     def bias(self) -> np.ndarray:
         """By how much noise may raise the size of each gap in the mean, ``[bins]``; by nothing where its sign is clear."""
-        return np.where(np.abs(self.sums) > _CLEAR * self.errors, 0.0, _MEAN_SIZE * self.errors)
+        return np.where(self.unclear, _MEAN_SIZE * self.errors, 0.0)
+
+    def error(self, shares: np.ndarray) -> float:
+        """Returns the standard error of the calibration error, where sizes of gaps have so large a share of the gaps' variance, ``[bins]``.
+
+        A sample in one bin is in no other: the sizes of gaps whose signs are clear vary together less than one by one.
+        """
+        sure = np.where(self.unclear, 0.0, np.abs(self.sums))
+        together = float(np.sum(sure**2) - np.sum(sure) ** 2) / len(self.samples)
+        return math.sqrt(max(0.0, float(shares @ self.errors**2) + together))
 
 
 def calibration_interval(confidence: np.ndarray, right: np.ndarray, level: float = 0.95) -> Interval:
@@ -60,7 +76,8 @@ def calibration_interval(confidence: np.ndarray, right: np.ndarray, level: float
     bootstrap, which adds the same noise once more, puts 0 outside of every interval. So the low end allows for what noise alone
     contributes in each bin whose sign it cannot tell, the limit law of Fang and Santos, "Inference on directionally differentiable
     functions", Review of Economic Studies 86:377 (2019). The high end needs no such correction: the size of a noisy gap is at least
-    the gap with its true sign. The nominal 95 % covered 97 to 100 % in simulations of 50 to 5,000 samples.
+    the gap with its true sign. In simulations of 2,000 and 5,000 samples the nominal 95 % covered 95 to 98 % of clearly miscalibrated
+    models (an error of 6 % and more) and of perfectly calibrated ones; of those between, and with 200 or 500 samples, 95 to 100 %.
 
     Args:
         confidence: Probability of the picked class ``[n]``.
@@ -75,13 +92,12 @@ def calibration_interval(confidence: np.ndarray, right: np.ndarray, level: float
     """
     gaps = _gaps(confidence, right)
     z = NormalDist().inv_cdf(0.5 + level / 2)
-    unclear = gaps.bias > 0
-    spread = np.where(unclear, 1 - _MEAN_SIZE**2, 1.0) * gaps.errors**2
     few = unseen_reach(gaps.influence, level)
     if np.all(right) or not np.any(right):
         few = max(few, proportion_interval(0, len(confidence), level)[1])  # as many of the other kind may not have been drawn
-    low = gaps.value - float(gaps.bias.sum()) - math.hypot(z * math.sqrt(float(spread.sum())), few)
-    high = gaps.value + math.hypot(z * math.sqrt(float(np.sum(gaps.errors**2))), few)
+    below = gaps.error(np.where(gaps.unclear, 1 - _MEAN_SIZE**2, 1.0))
+    low = gaps.value - float(gaps.bias.sum()) - math.hypot(z * below, few)
+    high = gaps.value + math.hypot(z * gaps.error(_folded_variance(gaps)), few)
     return gaps.value, max(0.0, low), min(1.0, high)
 
 
@@ -92,7 +108,9 @@ def calibration_change(
 
     Noise raises both, and by the same where both are as well calibrated. Where they are not, the difference comes out too small by
     up to what it adds to the better one: each end allows for that, bin by bin, but for no more than the two gaps differ. In
-    simulations of 500 and 2,000 samples the nominal 95 % covered 93 to 100 %, where a bootstrap of the difference covered 83 %.
+    simulations of 2,000 and 5,000 samples the nominal 95 % covered 93 to 98 % where one model was calibrated and the other was not,
+    and with 500 samples 91 to 97 %; it covered up to 100 % where both erred alike, as it cannot tell that from noise in the bins
+    where neither gap is clear.
 
     Args:
         candidate: Confidence and whether it is right, ``[n]`` both; see :func:`calibration_interval`.
@@ -110,11 +128,32 @@ def calibration_change(
         raise ValueError(f"cannot pair {len(ours.samples)} samples with {len(theirs.samples)}")
     value, moved = ours.value - theirs.value, ours.influence - theirs.influence
     apart = np.abs(ours.sums - theirs.sums)
-    down, up = (float(np.minimum(gaps.bias, apart).sum()) for gaps in (ours, theirs))
+    alike = ours.unclear & theirs.unclear
+    down, up = (_Allowance(np.minimum(gaps.bias, apart), alike) for gaps in (ours, theirs))
     reach = math.hypot(NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt(float(moved @ moved)), unseen_reach(moved, level))
     if not reach:
         reach = proportion_interval(0, len(moved), level)[1]
-    return value, max(-1.0, value - math.hypot(reach, down)), min(1.0, value + math.hypot(reach, up))
+    return value, max(-1.0, value - down.joined(reach)), min(1.0, value + up.joined(reach))
+
+
+@dataclass(frozen=True)
+class _Allowance:
+    """What noise may add to one model and not to the other, ``[bins]``, and the bins in which it may add to either."""
+
+    bias: np.ndarray
+    alike: np.ndarray
+
+    def joined(self, reach: float) -> float:
+        """Returns a reach with this: surely there where one sign is clear and the other is not, else as likely as not."""
+        return float(self.bias[~self.alike].sum()) + math.hypot(reach, float(self.bias[self.alike].sum()))
+
+
+def _folded_variance(gaps: _Gaps) -> np.ndarray:
+    """Returns the variance of a gap's size where the true gap is the one found, in variances of the gap, ``[bins]``."""
+    distance = np.divide(np.abs(gaps.sums), gaps.errors, out=np.zeros(BINS), where=gaps.errors > 0)
+    outside = np.array([NormalDist().cdf(-one) for one in distance])
+    mean = _MEAN_SIZE * np.exp(-(distance**2) / 2) + distance * (1 - 2 * outside)
+    return np.asarray(1 + distance**2 - mean**2)
 
 
 def _gaps(confidence: np.ndarray, right: np.ndarray) -> _Gaps:
@@ -129,5 +168,6 @@ def _gaps(confidence: np.ndarray, right: np.ndarray) -> _Gaps:
 
     sums = total(samples)
     # A bin whose few samples are all right shows no variance, though what its confidence promises has some.
-    variance = np.maximum(total(samples**2) - sums**2, total(confidence * (1 - confidence)))
+    variance, promised = total(samples**2) - sums**2, total(confidence * (1 - confidence))
+    variance = np.where(promised * n < _SCARCE, np.maximum(variance, promised), variance)
     return _Gaps(samples, bins, sums, np.sqrt(variance / n))

@@ -117,15 +117,18 @@ def block_quantile_interval(rounds: Sequence[Sequence[float]], q: float, level: 
     """Returns a quantile of measurements that were taken in rounds, with its interval.
 
     Two order statistics enclose the quantile, as for independent measurements, but for as many of them as the rounds are worth:
-    Woodruff, "Confidence intervals for medians and other position measures", J. Am. Stat. Assoc. 47:635 (1952). The spread of the
-    rounds' shares below the quantile gives that number and its t correction, for a Clopper-Pearson interval of the ranks: Korn and
-    Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey data",
-    Survey Methodology 24:193 (1998). Where neighbouring rounds resemble each other they are worth less: Bayley and Hammersley,
-    "The 'effective' number of independent observations in an autocorrelated time series", J. R. Stat. Soc. Suppl. 8:184 (1946).
+    Woodruff, "Confidence intervals for medians and other position measures", J. Am. Stat. Assoc. 47:635 (1952). How the rounds'
+    shares below the quantile vary gives that number, corrected by t and never more than there are, for a Clopper-Pearson interval
+    of the ranks: Korn and Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated
+    from survey data", Survey Methodology 24:193 (1998). Neighbouring rounds resemble each other, so what counts is how much the
+    shares vary slowly, over many rounds: Lazarus, Lewis, Stock and Watson, "HAR inference: recommendations for practice",
+    J. Bus. Econ. Stat. 36:541 (2018).
 
-    In simulations of 36 rounds with 2 to 56 measurements each, a nominal 95 % covered 94 to 99 % for the median, the 90th and the
-    99th percentile when rounds were independent, 93 to 99 % when they correlated by 0.3, and at worst 87 % when by 0.6; a
-    percentile bootstrap of whole rounds covered 81 to 92 % where rounds correlated by 0.3.
+    In simulations of 36 rounds with 2 to 56 measurements each, a nominal 95 % covered 95 to 99 % for the median and the 90th
+    percentile when rounds were independent, 94 to 98 % when neighbours correlated by 0.3, 93 to 97 % when by 0.6, and 89 to 95 %
+    when by 0.8, for the 99th percentile 98 to 100 %; the spread of the rounds taken as independent covered 72 to 95 % at 0.6. The
+    price is an interval of the median that is 1.3 times as wide where rounds are independent. No interval knows a load that may
+    well not come in any of the rounds.
 
     Args:
         rounds: Measurements of each round.
@@ -147,30 +150,26 @@ def block_quantile_interval(rounds: Sequence[Sequence[float]], q: float, level: 
     n, value = len(ordered), float(np.quantile(ordered, q))
     if len(rounds) < 2:
         return value, float(ordered[0]), float(ordered[-1])
-    worth = _effective_count(rounds, value) * (_NORMAL.inv_cdf(0.5 + level / 2) / _student(level, len(rounds) - 1)) ** 2
+    worth = min(_effective_count(rounds, value, level), float(n))
     below, above = max(worth * q, 1e-9), max(worth * (1 - q), 1e-9)
     low, high = betaincinv(below, above + 1, (1 - level) / 2), betaincinv(below + 1, above, (1 + level) / 2)
     return value, float(ordered[min(math.floor(low * n), n - 1)]), float(ordered[min(math.ceil(high * n), n - 1)])
 
 
-def _effective_count(rounds: Sequence[Sequence[float]], value: float) -> float:
-    """Returns how many independent measurements would know the share at or below ``value`` as well as these rounds do."""
-    sizes = np.array([len(one) for one in rounds], dtype=np.float64)
-    hits = np.array([np.count_nonzero(np.asarray(one) <= value) for one in rounds])
-    count, share = len(rounds), hits.sum() / sizes.sum()
-    deviation = (hits - sizes * share) / sizes.mean()
-    power = float(deviation @ deviation)
-    if power == 0:
-        return float(sizes.sum())
-    # A correlation estimated from so few rounds comes out too low by about (1 + 3 r) / count (Marriott and Pope 1954).
-    correlation = float(deviation[1:] @ deviation[:-1]) / power
-    correlation = min(max((count * correlation + 1) / (count - 3), 0.0), 0.9) if count > 3 else 0.0
-    variance = power / (count - 1) / count * (1 + correlation) / (1 - correlation)
-    return min(float(sizes.sum()), share * (1 - share) / variance)
+def _effective_count(rounds: Sequence[Sequence[float]], value: float, level: float) -> float:
+    """Returns how many independent measurements would know the share at or below ``value`` as well as these rounds do.
 
-
-def _student(level: float, freedom: int) -> float:
-    """Returns the two-sided quantile of Student's t."""
+    The long-run variance of the rounds' shares is the mean of a few squares, of the shares' parts along the slowest cosines, so what it
+    lacks in certainty is known: Student's t of as many degrees of freedom is in the number. Of a fitted correlation it is not known.
+    """
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.5 + level / 2))
+    sizes = np.array([len(one) for one in rounds], dtype=np.float64)
+    hits = np.array([np.count_nonzero(np.asarray(one) <= value) for one in rounds])
+    count, share = len(rounds), float(hits.sum() / sizes.sum())
+    deviation = (hits - sizes * share) / sizes.mean()
+    freedom = min(max(round(0.4 * count ** (2 / 3)), 2), count - 1)  # more would be surer, and blinder to correlation
+    waves = np.cos(np.pi / count * np.outer(np.arange(1, freedom + 1), np.arange(count) + 0.5))
+    variance = float(np.mean((waves @ deviation) ** 2)) * 2 / count**2
+    correction = _NORMAL.inv_cdf(0.5 + level / 2) / float(stdtrit(freedom, 0.5 + level / 2))
+    return share * (1 - share) / variance * correction**2 if variance else math.inf

@@ -14,10 +14,9 @@ from toolkit.measure.tasks import estimates
 from toolkit.measure.tasks.interface import Answer, Measured, Question
 from toolkit.measure.tasks.one_by_one import class_changes, list_flips
 from toolkit.measure.tasks.summary import Summary, class_counts, standing, summarize
-from toolkit.stats import ranking
+from toolkit.stats import ranking, thresholds
 from toolkit.stats.calibration import calibration_change, calibration_interval
 from toolkit.stats.proportions import proportion_interval
-from toolkit.stats.resampling import Statistic
 
 TOP = 5
 MOST_CURVES = 100
@@ -146,24 +145,29 @@ def _macro_f1(label: np.ndarray, now: _Side, before: _Side | None) -> Measured:
     from sklearn.metrics import f1_score
 
     point = float(f1_score(label, now.summary.picked, average="macro", zero_division=0.0))
-    return _resampled("macro_f1", lambda side: estimates.macro_f1(class_counts(side.summary, label)), now, before, point)
+    return estimates.resampled("macro_f1", len(label), lambda side: estimates.macro_f1(class_counts(side.summary, label)), now, before, point)
 
 
 def _average_precision(label: np.ndarray, positive: int, now: _Side, before: _Side | None) -> Measured:
     from sklearn.metrics import average_precision_score
 
-    def statistic(side: _Side) -> Statistic:
-        return ranking.average_precision(standing(side.scores, side.summary, positive), label == positive)
-
-    point = float(average_precision_score(label == positive, standing(now.scores, now.summary, positive)))
-    return _resampled("average_precision", statistic, now, before, point)
+    found, ours, name = standing(now.scores, now.summary, positive), label == positive, "average_precision"
+    value, (_, low, high) = float(average_precision_score(ours, found)), thresholds.average_precision_interval(found, ours)
+    metric = Metric(name=name, value=value, low=low, high=high, n=len(label), method="logit with jackknife error")
+    if before is None:
+        return metric, None
+    value, low, high = thresholds.average_precision_change(found, standing(before.scores, before.summary, positive), ours)
+    return metric, Change(metric=name, value=value, low=low, high=high, n=len(label), method="jackknife with skewness")
 
 
 def _sensitivity(label: np.ndarray, positive: int, specificity: float, now: _Side, before: _Side | None) -> Measured:
-    def statistic(side: _Side) -> Statistic:
-        return ranking.resampled_sensitivity(standing(side.scores, side.summary, positive), label == positive, specificity)
-
-    return _resampled("sensitivity_at_specificity", statistic, now, before)
+    found, ours, name = standing(now.scores, now.summary, positive), label == positive, "sensitivity_at_specificity"
+    value, low, high = thresholds.sensitivity_interval(found, ours, specificity)
+    metric = Metric(name=name, value=value, low=low, high=high, n=len(label), method="Wilson with threshold error")
+    if before is None:
+        return metric, None
+    value, low, high = thresholds.sensitivity_change(found, standing(before.scores, before.summary, positive), ours, specificity)
+    return metric, Change(metric=name, value=value, low=low, high=high, n=len(label), method="Newcombe with threshold error")
 
 
 def _calibration(now: _Side, before: _Side | None) -> Measured:
@@ -175,10 +179,6 @@ def _calibration(now: _Side, before: _Side | None) -> Measured:
         return metric, None
     value, low, high = calibration_change(side, (before.summary.confidence, before.summary.right))
     return metric, Change(metric=name, value=value, low=low, high=high, n=n, method=method)
-
-
-def _resampled(name: str, make: Callable[[_Side], Statistic], now: _Side, before: _Side | None, point: float | None = None) -> Measured:
-    return estimates.resampled(name, len(now.scores), make, now, before, point)
 
 
 def _roc_auc(label: np.ndarray, now: _Side, before: _Side | None) -> Measured:
