@@ -54,6 +54,24 @@ def tiny_tflite(path: Path, batch: int = 1, signature: bool = True) -> Path:
     return _write_tflite(path, tensors, operators, ("x", 0), ("logits", 4), signature)
 
 
+def tiny_ort(path: Path, batch: int | str = 1) -> Path:
+    """Writes the model in ONNX Runtime's own format, by ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnx_file = tiny_onnx(path.with_suffix(".onnx"), batch)
+    onnxruntime.InferenceSession(str(onnx_file), options, providers=["CPUExecutionProvider"])
+    onnx_file.unlink()
+    return path
+
+
+def tiny_pte(path: Path) -> Path:
+    """Writes the model as an ExecuTorch program whose constant methods name ``x`` and ``logits``."""
+    return Path(shutil.copyfile(_lowered(), path))
+
+
 def wide_onnx(path: Path, elements: int) -> Path:
     """Writes a model ``x [batch x 1]`` -> ``logits [batch x 1]`` that sums ``elements`` floats of working memory per sample."""
     import onnx
@@ -148,6 +166,19 @@ def _exported(batch: int) -> Path:
 
     path = Path(_folder().name) / f"tiny_{batch}.pt2"
     torch.export.save(torch.export.export(Tiny().eval(), (), kwargs={"x": torch.zeros(batch, 4)}), path)
+    return path
+
+
+@cache
+def _lowered() -> Path:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    names = {"get_input_names": ["x"], "get_output_names": ["logits"]}
+    lowered = to_edge_transform_and_lower(torch.export.load(_exported(1)), partitioner=[XnnpackPartitioner()], constant_methods=names)
+    path = Path(_folder().name) / "tiny.pte"
+    path.write_bytes(lowered.to_executorch().buffer)
     return path
 
 

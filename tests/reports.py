@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.evidence import Evaluation, Finding, Report, Row, StageRecord, Verdict
+from toolkit.evidence import Attempt, Evaluation, Finding, Report, Row, StageRecord, Verdict
 from toolkit.figures import Change, ClassChange, ColdStart, Flip, Flips, Latency, Memory, Metric, Roofline
 
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
@@ -115,6 +115,15 @@ def rows() -> tuple[Row, ...]:
     )
 
 
+def attempts() -> tuple[Attempt, ...]:
+    """Routes to ONNX, of which the third was taken."""
+    return (
+        Attempt(route="absent_onnx", outcome="passed over", code="missing-extra", reason="needs nothing_here, which is not installed"),
+        Attempt(route="torch_jit_onnx", outcome="failed", code="parity", reason="output 'logits' differs: SQNR 12.0 dB", hint="look", seconds=3.5),
+        Attempt(route="torch_onnx", outcome="taken", seconds=4.2),
+    )
+
+
 def sample_report() -> Report:
     """Returns a report with passing, failing, undecided and unmeasured rows and with stages of every status."""
     error = {
@@ -131,7 +140,7 @@ def sample_report() -> Report:
         rows=rows(),
         stages=(
             StageRecord(step="finetune", status="cached", key="5f" * 32),
-            StageRecord(step="convert:onnx", status="done", key="0a" * 32, seconds=4.21),
+            StageRecord(step="convert:onnx", status="done", key="0a" * 32, seconds=4.21, attempts=attempts()),
             StageRecord(step="convert:tflite", status="done", key="1b" * 32, seconds=9.87),
             StageRecord(step="quantize:onnx:dynamic_wi8", status="failed", key="2c" * 32, seconds=1.5, error=error),
             StageRecord(step="evaluate:onnx:dynamic_wi8", status="skipped"),

@@ -31,6 +31,14 @@ def count(job: Job) -> Facts:
     return echo(job)
 
 
+def obstacles(job: Job) -> Facts:
+    """Finds what it is told to find, like a preflight."""
+    if "counter" in job.options:
+        with Path(job.options["counter"]).open("a") as stream:
+            stream.write("called\n")
+    return {"obstacles": job.options["obstacles"]}
+
+
 def reject(job: Job) -> Facts:
     raise InputRejected("found 3, expected 4", where="tensor x", hint="give 4")
 

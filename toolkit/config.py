@@ -124,22 +124,32 @@ class Model(Frozen):
 
     Attributes:
         factory: ``module:function`` returning the model.
-        weights: ``.safetensors`` file to start from.
-        file: A model file to use as it is: ``.pt2``, ``.onnx`` or ``.tflite``.
+        framework: Framework of the model that the factory returns: ``torch``, ``keras``, ``tensorflow``, ``jax``, or a plugin's.
+        name: A model of a collection, such as ``torchvision:mobilenet_v2``, or a folder of a transformers model.
+        task: What a named model shall do, where its name leaves that open; the project's task by default.
+        weights: ``.safetensors`` file to start from, or the collection's name of its weights.
+        file: A model file to use as it is, of any format that ``edgekit doctor`` lists.
         outputs: Names for the model's outputs, in order; the first holds the class scores. For a file, which of its outputs do.
     """
 
     factory: FactoryName | None = None
+    framework: Name = "torch"
+    name: str | None = None
+    task: str | None = None
     weights: Path | None = None
     file: Path | None = None
     outputs: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
-        if bool(self.factory) == bool(self.file):
-            raise ValueError("give either factory or file")
+        if sum(map(bool, (self.factory, self.name, self.file))) != 1:
+            raise ValueError("give one of factory, name and file")
+        if self.task and not self.name:
+            raise ValueError("task goes with name")
+        if "framework" in self.model_fields_set and not self.factory:
+            raise ValueError("framework goes with factory")
         if self.file and self.weights:
-            raise ValueError("weights go with factory; a model file carries its own")
+            raise ValueError("weights go with factory or name; a model file carries its own")
         return self
 
 
@@ -195,6 +205,33 @@ class Parity(Frozen):
     min_sqnr_db: Number = 60.0
 
 
+class Conversion(Frozen):
+    """How a model is converted. What nobody asks for is left to the route.
+
+    Attributes:
+        route: Name of the only route to take; ``auto`` tries all that lead to the format, the most trusted first, and takes the
+            first whose file computes what the source computes.
+        opset: ONNX operator set; the newest that the exporter writes by default.
+        dynamic: Sizes that stay free, by input and axis: ``{"input_ids": {0: "batch", 1: "sequence"}}``. Equal names are equal sizes.
+        layout: ``channels_last`` gives four-dimensional image inputs as ``[n x h x w x c]``.
+        batch_sizes: Batch sizes that one file shall take, each as a signature of its own.
+        rewrites: Names of the rewrites that may be applied to what the target cannot execute; see ``edgekit doctor``.
+        clean_up: Whether the graph is simplified where that changes no output.
+    """
+
+    route: str = "auto"
+    opset: Annotated[int, Field(ge=7, strict=True)] | None = None
+    dynamic: dict[str, dict[Annotated[int, Field(ge=0)], Name]] = Field(default_factory=dict)
+    layout: Literal["channels_last"] | None = None
+    batch_sizes: tuple[Count, ...] = ()
+    rewrites: tuple[str, ...] = ()
+    clean_up: Flag = True
+
+    def asked(self) -> dict[str, Any]:
+        """Returns what a route must know of this to follow it: all that differs from the default, but for ``route`` and ``dynamic``."""
+        return {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name not in ("route", "dynamic")}
+
+
 class Metrics(Frozen):
     """What is measured on the evaluation split.
 
@@ -245,6 +282,7 @@ class Project(Frozen):
     model: Model
     finetune: Finetune | None = None
     calibration: Calibration = Calibration()
+    convert: Conversion = Conversion()
     parity: Parity = Parity()
     metrics: Metrics = Metrics()
     timing: Timing = Timing()
@@ -252,8 +290,8 @@ class Project(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Project:
-        if self.finetune and self.model.file:
-            raise ValueError("finetune needs model.factory; a model file is used as it is")
+        if self.finetune and (self.model.file or self.model.name or self.model.framework != "torch"):
+            raise ValueError("finetune needs model.factory of a PyTorch model; all others are used as they are")
         for name in ("max_size_ratio", "max_latency_ratio"):
             if getattr(self.budgets, name) is not None and self.schemes == ("float32",):
                 raise ValueError(f"budgets.{name} compares with the float twin, and schemes has nothing else: it could never fail")

@@ -241,6 +241,27 @@ class Row(Frozen):
     findings: tuple[Finding, ...] = ()
 
 
+class Attempt(Frozen):
+    """One route that leads to a format, and what became of it.
+
+    Attributes:
+        route: Its name.
+        outcome: ``taken``; ``failed`` when it was tried; ``passed over`` when it was not.
+        code: Why, for scripts: an error's code, ``unsupported-operator`` of a preflight, ``option``, ``not-needed`` where another one
+            was taken before, or empty when it was taken.
+        reason: Why, for people; empty when it was taken.
+        hint: What to do about it; may be empty.
+        seconds: How long it took, its checks included; ``None`` when it was not tried or came from the store.
+    """
+
+    route: str
+    outcome: Literal["taken", "failed", "passed over"]
+    code: str = ""
+    reason: str = ""
+    hint: str = ""
+    seconds: float | None = None
+
+
 class StageRecord(Frozen):
     """What happened to one step of the plan.
 
@@ -250,6 +271,7 @@ class StageRecord(Frozen):
         key: Full SHA-256 of the step's canonical inputs; empty when it was never reached or is never cached.
         seconds: Wall time spent now.
         error: The error of a failed step: ``code``, ``message``, ``where``, ``hint``.
+        attempts: For a conversion, every route that leads to the format and what became of it, in the order of trust.
     """
 
     step: str
@@ -257,6 +279,7 @@ class StageRecord(Frozen):
     key: str = ""
     seconds: float = 0.0
     error: dict[str, str] | None = None
+    attempts: tuple[Attempt, ...] = ()
 
 
 class Report(Frozen):

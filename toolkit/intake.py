@@ -19,18 +19,21 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from toolkit import intake_keras, intake_torchscript, modelfile
 from toolkit.errors import InputRejected
 
-FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".pt2": "pt2"}
+FORMATS = {
+    **{f".{format}": format for format in ("onnx", "tflite", "pt2", "jax", "ort", "pte")},
+    **intake_keras.SUFFIXES,
+    **intake_torchscript.SUFFIXES,
+}
 MAX_BYTES = 16 << 30
 
 _EXPORT_HINT = "export the model with torch.export.save to .pt2, or keep plain weights in .safetensors"
-_LAYERS_HINT = "convert the model to .tflite or .onnx where it was trained"
 _CODE_ON_LOAD = {
     **dict.fromkeys(
         (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"), ("may be a pickle, and loading a pickle runs code from the file", _EXPORT_HINT)
     ),
-    **dict.fromkeys((".h5", ".hdf5", ".keras"), ("may carry Lambda layers, and loading those runs code from the file", _LAYERS_HINT)),
 }
 
 # Field number -> wire type (0 varint, 2 length-delimited) of ModelProto in onnx.proto, IR version 13.
@@ -50,6 +53,11 @@ _SIZE_FUNCTION = (
 )
 _SYMBOL = r"Symbol\('[a-z]{1,3}\d+'(, ?(positive|nonnegative|integer)=True)*\)"
 _SIZE_TOKEN = re.compile(rf"[suz]\d+|\d+|True|False|int_oo|{_SYMBOL}|{_SIZE_FUNCTION}|[-+*/(),<>= ]")
+# ExecuTorch's extended header: magic and length, then the program's size, and where and how long the segments are.
+_PTE_HEADER = struct.Struct("<4sIQQQ")
+# A .jax file: this mark, the header's length (8 bytes, little-endian), the header (JSON), then the exported program.
+JAX_MAGIC = b"\x93EDGEJAX\r\n\x1a\n"
+_MAX_JAX_HEADER = 1 << 20
 _IMPORTING_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 
 
@@ -57,7 +65,7 @@ def check_model(path: Path, format: str | None = None, *, max_bytes: int = MAX_B
     """Decides whether a model file may be handed to its framework's parser.
 
     Args:
-        path: The model file.
+        path: The model file, or the folder of a format whose models are folders.
         format: Its format; taken from the suffix when ``None``. For a format that only a plugin knows, existence and size
             are all that is checked.
         max_bytes: Largest size of the file, and for archives of what they unpack to.
@@ -68,9 +76,17 @@ def check_model(path: Path, format: str | None = None, *, max_bytes: int = MAX_B
     Raises:
         InputRejected: The file is missing, empty, too large, damaged, not what its suffix says, or may run code when loaded.
     """
+    folder = modelfile.folder_format(path) or (format if path.is_dir() else None)
+    if folder:
+        _check_folder(path, folder, max_bytes)
+        return folder
     size = _size(path, max_bytes)
     found = format or _format_of(path)
-    check = {"onnx": _check_onnx, "tflite": _check_tflite, "pt2": _check_pt2}.get(found)
+    check = {"onnx": _check_onnx, "tflite": _check_tflite, "pt2": _check_pt2, "jax": _check_jax, "ort": _check_ort, "pte": _check_pte}.get(found)
+    if found == intake_torchscript.FORMAT:
+        intake_torchscript.check(path, size, max_bytes)
+    if found in intake_keras.SUFFIXES.values():
+        intake_keras.check(path, found, size, max_bytes)
     if check:
         try:
             with path.open("rb") as file:
@@ -80,19 +96,6 @@ def check_model(path: Path, format: str | None = None, *, max_bytes: int = MAX_B
         except _Damaged as damage:
             raise InputRejected(f"is not a usable {found} file: {damage}", where=str(path), hint=damage.hint) from damage
     return found
-
-
-def sha256_file(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file, read in chunks.
-
-    Raises:
-        InputRejected: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputRejected(f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path and its permissions") from error
 
 
 def inside(root: Path, candidate: str | Path) -> Path:
@@ -136,7 +139,8 @@ def _size(path: Path, max_bytes: int) -> int:
     if not exists:
         raise InputRejected("does not exist", where=where, hint="check the path")
     if not regular:
-        raise InputRejected("is not a regular file", where=where, hint=f"give a model file: {', '.join(FORMATS)}")
+        known = f"{', '.join(FORMATS)}; or a folder: {', '.join(modelfile.FOLDERS)}"
+        raise InputRejected("is not a regular file", where=where, hint=f"give a model file: {known}")
     if not size:
         raise InputRejected("is empty (0 bytes)", where=where, hint="download or export the file again")
     if size > max_bytes:
@@ -144,8 +148,22 @@ def _size(path: Path, max_bytes: int) -> int:
     return size
 
 
+def _check_folder(path: Path, format: str, max_bytes: int) -> None:
+    """A folder must hold what marks its format, and nothing that leads out of it."""
+    mark = modelfile.FOLDERS.get(format)
+    if mark and not (path / mark).is_file():
+        raise InputRejected(f"is not a usable {format} folder: it has no {mark}", where=str(path), hint="give the folder that holds it")
+    size = modelfile.size_bytes(path)
+    if not size:
+        raise InputRejected("is empty (0 bytes)", where=str(path), hint="download or export the model again")
+    if size > max_bytes:
+        raise InputRejected(f"has {size:,} bytes, the limit is {max_bytes:,}", where=str(path), hint="use a smaller model")
+
+
 def _format_of(path: Path) -> str:
     suffix = path.suffix.lower()
+    if suffix in intake_torchscript.PICKLE_SUFFIXES and intake_torchscript.is_archive(path):
+        return intake_torchscript.FORMAT
     if suffix in _CODE_ON_LOAD:
         reason, hint = _CODE_ON_LOAD[suffix]
         raise InputRejected(f"{suffix} files are refused: this one {reason}", where=str(path), hint=hint)
@@ -155,9 +173,29 @@ def _format_of(path: Path) -> str:
 
 
 def _check_tflite(file: BinaryIO, size: int, max_bytes: int) -> None:
+    _check_flatbuffer(file, size, b"TFL3")
+
+
+def _check_ort(file: BinaryIO, size: int, max_bytes: int) -> None:
+    _check_flatbuffer(file, size, b"ORTM")
+
+
+def _check_pte(file: BinaryIO, size: int, max_bytes: int) -> None:
+    """An extended header says how long the program is, and how many bytes of weights follow it."""
+    _check_flatbuffer(file, size, b"ET12")
+    file.seek(8)
+    head = file.read(_PTE_HEADER.size)
+    if len(head) == _PTE_HEADER.size and head.startswith(b"eh00"):
+        _, _, program, segments, data = _PTE_HEADER.unpack(head)
+        wanted = segments + data if segments else program
+        if size < wanted:
+            raise _Damaged(f"it has {size:,} bytes, its header says {wanted:,}")
+
+
+def _check_flatbuffer(file: BinaryIO, size: int, mark: bytes) -> None:
     head = file.read(8)
-    if head[4:] != b"TFL3":
-        raise _Damaged(f"bytes 4 to 8 are {head[4:]!r}, expected b'TFL3'")
+    if head[4:] != mark:
+        raise _Damaged(f"bytes 4 to 8 are {head[4:]!r}, expected {mark!r}")
     (root,) = struct.unpack_from("<I", head)
     if not 8 <= root <= size - 4:
         raise _Damaged(f"its root table is at byte {root:,}, the file has {size:,}")
@@ -203,6 +241,32 @@ def _varint(file: BinaryIO) -> int:
         if byte[0] < 0x80:
             return value
     raise _Damaged("it has a number longer than 10 bytes")
+
+
+def read_jax(file: BinaryIO, size: int) -> tuple[dict[str, Any], bytes]:
+    """Splits a ``.jax`` file of ``size`` bytes into its header and the exported program, whose digest the header must know.
+
+    Raises:
+        ValueError: The file is damaged, truncated or of another kind; :func:`check_model` says so as an ``InputRejected``.
+    """
+    start = len(JAX_MAGIC) + 8
+    head = file.read(start)
+    if len(head) < start or not head.startswith(JAX_MAGIC):
+        raise ValueError(f"its first bytes are {head[:8]!r}, expected {JAX_MAGIC[:8]!r}")
+    length = int.from_bytes(head[-8:], "little")
+    if length > min(_MAX_JAX_HEADER, size - start):
+        raise ValueError(f"its header claims {length:,} bytes; the file is truncated or damaged")
+    header, program = json.loads(file.read(length)), file.read()
+    if not isinstance(header, dict) or header.get("sha256") != hashlib.sha256(program).hexdigest():
+        raise ValueError("the exported program is not the one that the header describes; the file is truncated or damaged")
+    return header, program
+
+
+def _check_jax(file: BinaryIO, size: int, max_bytes: int) -> None:
+    try:
+        read_jax(file, size)
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(str(error), "capture the model again") from error
 
 
 def _check_pt2(file: BinaryIO, size: int, max_bytes: int) -> None:

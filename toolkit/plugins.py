@@ -1,7 +1,7 @@
 """What can be plugged in, and how it is found.
 
 Edgekit's own sources, routes, quantizers, runtimes and readers come through the same entry points as anybody's: there
-is no private door. A plugin is an object with the attributes below, named by an entry point of its group::
+is no private door. A plugin is an object with the attributes of its protocol (:mod:`toolkit.protocols`), named by an entry point of its group::
 
     [project.entry-points."edgekit.routes"]
     torch_onnx = "toolkit.convert.torch_onnx:ROUTE"
@@ -14,223 +14,66 @@ source may have ``contract_example(folder)``, which gives ``tests/contract`` a s
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
+from toolkit import modelfile
 from toolkit.errors import ConfigError, MissingExtra, NoRoute, SetupError
 from toolkit.factory import CODE_ERRORS, first_line
+from toolkit.protocols import (
+    Arrays,
+    Built,
+    BulkSession,
+    Collection,
+    Event,
+    Obstacle,
+    Plugin,
+    ProfiledSession,
+    Quantizer,
+    Reader,
+    Route,
+    Runtime,
+    Session,
+    Source,
+)
 
-if TYPE_CHECKING:
-    import numpy as np
+__all__ = [
+    "Arrays",
+    "Built",
+    "BulkSession",
+    "Collection",
+    "Event",
+    "Obstacle",
+    "Plugin",
+    "ProfiledSession",
+    "Quantizer",
+    "Reader",
+    "Route",
+    "Runtime",
+    "Session",
+    "Source",
+    "between",
+    "discover",
+    "distribution_version",
+    "find_reader",
+    "format_of",
+    "get",
+    "last_leg",
+    "missing_modules",
+    "preload",
+    "quantizer",
+    "reader",
+    "require",
+    "routes",
+    "runtime_for",
+    "trust",
+    "versions",
+]
 
-    from toolkit.artifact import Signature
-    from toolkit.dataset import Dataset
-
-Arrays = Mapping[str, "np.ndarray"]
-
-
-@runtime_checkable
-class Plugin(Protocol):
-    """What every plugin says about itself.
-
-    Attributes:
-        name: Unique in its group.
-        version: Raised whenever the same inputs may give another output; part of every cache key.
-        modules: Import names that must be present, for example ``("torch", "onnxscript")``.
-        distributions: Their distributions, whose versions are part of every cache key.
-        extra: What to install when one is missing, for example ``edgekit[torch,onnx]``.
-
-    A plugin whose framework takes seconds to import may also have ``preload``, a tuple of modules that a server imports
-    once for all stages of that framework. Importing them must leave no threads behind that do not survive a fork (NumPy's
-    OpenBLAS does: it ends its threads before a fork and starts them again when they are needed).
-    """
-
-    name: str
-    version: int
-    modules: tuple[str, ...]
-    distributions: tuple[str, ...]
-    extra: str
-
-
-class Source(Plugin, Protocol):
-    """Captures a live framework object as a program file.
-
-    Attributes:
-        format: Format of the file it writes, for example ``pt2``.
-        framework: Top-level import name of the framework whose objects it takes.
-
-    A source may also have ``prepare(model, weights)``, which returns the model in inference mode, with the ``.safetensors``
-    file ``weights`` loaded unless that is ``None``. Without it, a factory must return a model that is ready, and a project
-    must not name weights.
-    """
-
-    format: str
-    framework: str
-
-    def accepts(self, model: object) -> bool:
-        """Whether this source can capture ``model``."""
-
-    def capture(self, model: Any, examples: Arrays, out: Path, *, outputs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-        """Writes the program to ``out`` and returns the live model's outputs for all of ``examples``.
-
-        Args:
-            model: The live object, already in inference mode.
-            examples: Named inputs with samples along the first axis. The program is captured for one sample
-                (first axis of size 1), under these input names.
-            out: The file to write.
-            outputs: Names for the outputs, in order; the model's own names, or ``output_0`` and so on, when empty.
-        """
-
-
-class Route(Plugin, Protocol):
-    """Converts a program file of one format into another.
-
-    Attributes:
-        source: Format it reads.
-        format: Format it writes.
-    """
-
-    source: str
-    format: str
-
-    def convert(self, program: Path, out: Path, signature: Signature) -> None:
-        """Reads ``program`` and writes ``out``, keeping the names of ``signature``.
-
-        Args:
-            program: The captured source.
-            out: The file to write.
-            signature: Inputs and outputs of the program.
-        """
-
-
-class Quantizer(Plugin, Protocol):
-    """Makes a smaller model file of the same format.
-
-    Attributes:
-        format: Format it reads and writes.
-        schemes: Schemes it can produce.
-        needs_calibration: Those of them that need calibration samples.
-
-    A quantizer may also have ``methods``, the calibration methods it knows; without it, ``min_max`` is the only one.
-    """
-
-    format: str
-    schemes: tuple[str, ...]
-    needs_calibration: tuple[str, ...]
-
-    def quantize(self, model: Path, out: Path, *, scheme: str, calibration: Dataset | None, options: Mapping[str, Any]) -> None:
-        """Reads ``model`` and writes ``out``.
-
-        Args:
-            model: The float model.
-            out: The file to write.
-            scheme: One of ``schemes``.
-            calibration: Samples named like the model's inputs; ``None`` when the scheme needs none.
-            options: The calibration recipe's fields that steer a quantizer: ``method``, ``per_channel``.
-        """
-
-
-class Session(Protocol):
-    """A loaded model, ready to run.
-
-    Attributes:
-        signature: Inputs and outputs of the loaded model.
-    """
-
-    signature: Signature
-
-    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Runs one batch. The arrays' dtypes and shapes must fit the signature."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """One operator's time in one inference.
-
-    Attributes:
-        name: The operator's name as the runtime reports it.
-        operator: Its kind, in the format's own words.
-        kernel: What executed it; empty where the runtime does not say.
-        ms: Time spent, in milliseconds.
-        nodes: Names of the nodes, or of their output tensors, that it stands for in the file; empty where nothing tells.
-    """
-
-    name: str
-    operator: str
-    kernel: str
-    ms: float
-    nodes: tuple[str, ...] = ()
-
-
-class BulkSession(Session, Protocol):
-    """A session that runs many batches by one call. Any session may be one; a model of microseconds then waits less for Python."""
-
-    def run_all(self, batches: Arrays, output: str, into: np.ndarray) -> None:
-        """Runs batch after batch and keeps one output of each.
-
-        Args:
-            batches: For each input ``[k x ...]``: the arrays of ``k`` calls of ``run``.
-            output: Name of the output to keep.
-            into: Where to write it, ``[k x ...]``.
-        """
-
-
-class ProfiledSession(Session, Protocol):
-    """A session that records the time of every operator."""
-
-    def events(self) -> list[list[Event]]:
-        """Ends the recording and returns the events of each ``run``, in order."""
-
-
-class Runtime(Plugin, Protocol):
-    """Loads and runs model files.
-
-    Attributes:
-        formats: Formats it executes.
-
-    A runtime may also have ``open_profiled(model, *, threads)``, which returns a :class:`ProfiledSession`; and ``variants``,
-    names of other ways to execute the same file (another optimisation level, another delegate), with
-    ``open_variant(model, *, threads, variant)``, which opens a session that uses one of them; and ``peak_gmacs(threads)``, which
-    measures the multiply-accumulates a second its best kernels reach here, in 10^9 by element type.
-    """
-
-    formats: tuple[str, ...]
-
-    def open(self, model: Path, *, threads: int) -> Session:
-        """Loads a model.
-
-        Args:
-            model: The model file.
-            threads: Number of threads for one inference.
-
-        Raises:
-            InputRejected: The file is damaged or not of a format this runtime reads.
-        """
-
-
-class Reader(Plugin, Protocol):
-    """Reads what a model file contains without executing it.
-
-    Attributes:
-        format: Format it reads.
-    """
-
-    format: str
-
-    def read(self, model: Path) -> Any:
-        """Returns the :class:`toolkit.contents.Contents` of a model file.
-
-        Raises:
-            InputRejected: The file is damaged.
-        """
-
-
-GROUPS = {"sources": Source, "routes": Route, "quantizers": Quantizer, "runtimes": Runtime, "readers": Reader}
+GROUPS = {"sources": Source, "collections": Collection, "routes": Route, "quantizers": Quantizer, "runtimes": Runtime, "readers": Reader}
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
@@ -286,6 +129,31 @@ def routes(source: str, format: str) -> list[Route]:
     return found
 
 
+def between(source: str, format: str) -> tuple[str, ...]:
+    """Returns the formats on the way from one to another where no route leads straight there: the way with the fewest, or none.
+
+    A format on the way must have a runtime, as every file is held against the source. Where nothing leads there the way is empty too,
+    and :func:`routes` says what is missing.
+    """
+    ready = [route for route in discover("routes").values() if not missing_modules(route)]
+    executed = {one for runtime in discover("runtimes").values() if not missing_modules(runtime) for one in runtime.formats}
+    ways: list[tuple[str, ...]] = [(source,)]
+    reached = {source}
+    while ways and not any(way[-1] == format for way in ways):
+        nearer = [(way, route.format) for way in ways for route in sorted(ready, key=lambda one: -trust(one)) if route.source == way[-1]]
+        ways = []
+        for way, stop in nearer:
+            if stop not in reached and (stop == format or stop in executed):
+                reached.add(stop)
+                ways.append((*way, stop))
+    return next((way[1:-1] for way in ways if way[-1] == format), ())
+
+
+def last_leg(source: str, format: str) -> tuple[str, str]:
+    """Returns the formats between which the last route on the way from one to another converts; see :func:`between`."""
+    return (between(source, format) or (source,))[-1], format
+
+
 def quantizer(format: str, scheme: str) -> Quantizer:
     """Returns the quantizer that makes ``scheme`` of a format.
 
@@ -331,7 +199,9 @@ def find_reader(format: str) -> Reader | None:
 
 
 def format_of(path: Path) -> str | None:
-    """Returns the format that a file's suffix stands for, if a runtime or a reader declares it."""
+    """Returns the format that a file's suffix stands for, if a runtime or a reader declares it; of a folder also by what it holds."""
+    if path.is_dir() and (folder := modelfile.folder_format(path)):
+        return folder
     suffix = path.suffix.lower().removeprefix(".")
     declared = {format for runtime in discover("runtimes").values() for format in runtime.formats}
     declared |= {reader.format for reader in discover("readers").values()}
@@ -339,10 +209,15 @@ def format_of(path: Path) -> str | None:
 
 
 def _by_trust(group: str) -> list[Any]:
-    """A group's plugins as they are asked: ready ones first, then Edgekit's own, then by name."""
+    """A group's plugins as they are asked: ready ones first, then those of higher trust, then Edgekit's own, then by name."""
     found = discover(group)
     own = {name for name, plugin in found.items() if type(plugin).__module__.startswith("toolkit.")}
-    return sorted(found.values(), key=lambda plugin: (bool(missing_modules(plugin)), plugin.name not in own, plugin.name))
+    return sorted(found.values(), key=lambda plugin: (bool(missing_modules(plugin)), -trust(plugin), plugin.name not in own, plugin.name))
+
+
+def trust(plugin: Plugin) -> float:
+    """Returns how far a plugin is trusted, 0..1, among those that could do the same."""
+    return float(getattr(plugin, "trust", 0.5))
 
 
 def missing_modules(plugin: Plugin) -> list[str]:

@@ -28,7 +28,7 @@ import platformdirs
 from filelock import FileLock
 
 from toolkit.errors import InputRejected, StoreError
-from toolkit.intake import sha256_file
+from toolkit.modelfile import sha256_file
 
 log = logging.getLogger("edgekit")
 

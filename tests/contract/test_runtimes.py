@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import models
+from tests import folders, models
 from toolkit import plugins
 from toolkit.errors import InputRejected
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILDERS = {"onnx": models.tiny_onnx, "tflite": models.tiny_tflite, "pt2": models.tiny_pt2}
+BUILDERS = {"onnx": models.tiny_onnx, "tflite": models.tiny_tflite, "pt2": models.tiny_pt2, "openvino": folders.tiny_openvino}
+BUILDERS |= {"ort": models.tiny_ort, "pte": models.tiny_pte}
 OPEN = """
 import sys
 from pathlib import Path
@@ -38,8 +39,8 @@ pytestmark = pytest.mark.parametrize("runtime", plugins.discover("runtimes").val
 @pytest.fixture
 def model(runtime, tmp_path):
     """A small model of the runtime's first format."""
-    for module in runtime.modules:
-        pytest.importorskip(module)
+    if plugins.missing_modules(runtime):
+        pytest.skip(f"{runtime.name} needs {', '.join(plugins.missing_modules(runtime))}")
     if hasattr(runtime, "contract_example"):
         return runtime.contract_example(tmp_path)
     if runtime.formats[0] not in BUILDERS:
@@ -136,12 +137,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name(session, change):
 
 
 def test_damaged_files_are_refused_without_a_crash(runtime, model, tmp_path):
-    data = model.read_bytes()
-    damaged = []
-    for number, content in enumerate((b"", data[:7], data[: len(data) // 3], data[: len(data) // 2], data[:-9], b"\0" * len(data), b"junk" * 500)):
-        damaged.append(tmp_path / f"damaged{number}{model.suffix}")
-        damaged[-1].write_bytes(content)
-    damaged.append(tmp_path / f"missing{model.suffix}")
+    damaged = folders.damaged_copies(model, tmp_path)
     done = subprocess.run([sys.executable, "-c", OPEN, runtime.name, *map(str, damaged)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
 

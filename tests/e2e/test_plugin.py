@@ -102,7 +102,8 @@ def test_it_is_found_and_listed_beside_our_own(plugin, place):
     assert done.returncode == 0, done.stderr
     listed = {(one["group"], one["name"]): one for one in json.loads(done.stdout)["plugins"]}
     assert listed["routes", "onnx_nplin"]["does"] == "onnx -> nplin"
-    assert listed["runtimes", "nplin"] == {"group": "runtimes", "name": "nplin", "does": "runs nplin", "ready": True, "install": ""}
+    runs = {"group": "runtimes", "name": "nplin", "does": "runs nplin", "ready": True, "install": "", "trust": None, "rewrites": {}}
+    assert listed["runtimes", "nplin"] == runs
 
 
 def test_export_measures_parity_and_says_that_nobody_audited(exported):

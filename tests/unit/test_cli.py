@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -335,3 +336,29 @@ def test_inspect_names_only_the_domains_in_use(tmp_path):
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("com.microsoft", 1), ("ai.onnx.ml", 5))]
     onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "m.onnx")
     assert plugins.reader("onnx").read(tmp_path / "m.onnx").details["opset"] == "21"
+
+
+def test_free_sizes_are_read_by_input_and_axis():
+    from toolkit.cli.export import _free_sizes
+
+    found = _free_sizes(["input_ids:0=batch,1=sequence", "serving:x:0:2= rows", "input_ids:2=more"])
+    assert found == {"input_ids": {0: "batch", 1: "sequence", 2: "more"}, "serving:x:0": {2: "rows"}}
+
+
+@pytest.mark.parametrize("text", ["input_ids", "input_ids:batch", "x:0", "x:0=", "x:-1=batch", ":0=batch", "x:0=a,"])
+def test_free_sizes_that_cannot_be_read_say_how_to_write_them(text):
+    from toolkit.cli.export import _free_sizes
+
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        _free_sizes([text])
+    assert "input_ids:0=batch,1=sequence" in caught.value.hint
+
+
+def test_every_option_of_a_conversion_has_a_flag_and_an_argument(edgekit):
+    import toolkit
+
+    flags = {"route", "opset", "dynamic", "layout", "batch_sizes", "rewrites", "clean_up"}
+    assert flags == set(config.Conversion.model_fields)
+    assert flags <= set(inspect.signature(toolkit.export).parameters)
+    page = edgekit("export", "--help", COLUMNS="200").stdout
+    assert all(flag in page for flag in ("--route", "--opset", "--dynamic", "--layout", "--batch-size", "--rewrite", "--no-clean-up"))

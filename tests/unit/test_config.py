@@ -57,7 +57,7 @@ def test_fractions(written, read):
         (("[data]", "[finetune]\nlearning_rate = inf\n[data]"), "finetune.learning_rate: Input should be a finite number", ""),
         (("[data]", "[finetune]\nepochs = '10'\n[data]"), "finetune.epochs: Input should be a valid integer, found '10'", ""),
         (("[data]", "schemes = []\n[data]"), "schemes: Tuple should have at least 1 item", ""),
-        (("[model]\nfactory", "[model]\nfile = 'm.onnx'\nfactory"), "give either factory or file", ""),
+        (("[model]\nfactory", "[model]\nfile = 'm.onnx'\nfactory"), "give one of factory, name and file", ""),
         (('factory = "digits:load"', 'eval = "e.npz"'), "need data.train", ""),
         (('factory = "digits:build"', 'factory = "digits.py"'), "model.factory: write module:function", ""),
         (("[data]", "[data"), "is not valid TOML", "mend"),

@@ -115,8 +115,8 @@ def test_onnx_holds_no_trace_of_where_it_was_made(tmp_path):
     ONNX.convert(program, tmp_path / "model.onnx", signature)
     model = onnx.load(str(tmp_path / "model.onnx"))
     assert (model.producer_name, model.producer_version) == ("pytorch", torch.__version__.partition("+")[0])
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"edgekit.clean_up": "onnxscript"} and not model.doc_string
     for message in (
-        model,
         model.graph,
         *model.graph.node,
         *model.graph.input,
@@ -131,25 +131,25 @@ def test_onnx_holds_no_trace_of_where_it_was_made(tmp_path):
 
 def test_metadata_inside_control_flow_is_dropped_too():
     onnx = pytest.importorskip("onnx")
-    from toolkit.convert import torch_onnx
+    from toolkit import onnx_files
 
     inner = onnx.helper.make_node("Identity", ["x"], ["y"], doc_string="/home/someone/net.py")
     branch = onnx.helper.make_graph([inner], "branch", [], [onnx.helper.make_tensor_value_info("y", 1, [1])])
     outer = onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
     graph = onnx.helper.make_graph([outer], "g", [], [onnx.helper.make_tensor_value_info("z", 1, [1])])
     model = onnx.helper.make_model(graph, producer_version="2.0+cu130")
-    torch_onnx._forget_origin(model)
+    onnx_files.forget_origin(model)
     assert b"someone" not in model.SerializeToString() and model.producer_version == "2.0"
 
 
 def test_onnx_names_that_do_not_fit_the_signature_are_an_error():
     onnx = pytest.importorskip("onnx")
-    from toolkit.convert import torch_onnx
+    from toolkit import onnx_files
 
     values = [onnx.helper.make_tensor_value_info(name, 1, [1, 2]) for name in ("x", "linear")]
     model = onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["linear"])], "g", values[:1], values[1:]))
     with pytest.raises(StageFailed, match=r"outputs \['linear'\], expected \['y'\]"):
-        torch_onnx._check(model, Signature(inputs=specs({"x": X}), outputs=specs({"y": X})))
+        onnx_files.check(model, Signature(inputs=specs({"x": X}), outputs=specs({"y": X})), "torch_onnx")
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -173,7 +173,8 @@ def test_another_process_writes_the_same_bytes(tmp_path, route):
     subprocess.run([sys.executable, "-c", script, str(program), str(tmp_path / "again"), json.dumps(options)], check=True, capture_output=True)
     name = f"model.{route.format}"
     assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert facts == {"made_by": route.name, "versions": {name: plugins.distribution_version(name) for name in route.distributions}}
+    versions = {name: plugins.distribution_version(name) for name in route.distributions}
+    assert facts == {"signature": options["signature"], "made_by": route.name, "versions": versions}
 
 
 def test_stage_names_an_unknown_route(tmp_path):

@@ -40,6 +40,7 @@ TABLES = {
     "Project: `[model]`": config.Model,
     "Project: `[finetune]`": config.Finetune,
     "Project: `[calibration]`": config.Calibration,
+    "Project: `[convert]`": config.Conversion,
     "Project: `[parity]`": config.Parity,
     "Project: `[metrics]`": config.Metrics,
     "Project: `[timing]`": config.Timing,

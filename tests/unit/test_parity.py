@@ -1,6 +1,7 @@
 """Parity: each kind of difference must be found, and what is equal must pass."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -218,3 +219,48 @@ def test_real_runtimes_agree_with_numpy(tmp_path, runtime, build):
     options = {"runtime": runtime, "min_sqnr_db": 100.0, "name": "tiny"}
     facts = parity.run(Job({"model": build(tmp_path / "m"), "expected": tmp_path}, options, tmp_path))
     assert facts["outputs"]["logits"]["max_abs"] < 1e-6
+
+
+def test_a_layout_with_channels_last_is_fed_that_way(check_with):
+    images = np.random.default_rng(0).normal(size=(N, 3, 4, 5)).astype(np.float32)
+    inputs = [spec("x", shape=(1, 4, 5, 3))]
+    facts = check_with({"layout": "channels_last"}, lambda x: {"y": x[:, 1, 2]}, {"x": images}, {"y": images[:, :, 1, 2]}, inputs=inputs)
+    assert facts["outputs"]["y"]["sqnr_db"] == 200.0
+    with pytest.raises(ParityFailed, match="does not take the source's inputs"):
+        check_with({}, lambda x: {"y": x[:, 1, 2]}, {"x": images}, {"y": images[:, :, 1, 2]}, inputs=inputs)
+
+
+def test_every_batch_size_of_a_file_is_compared(check_with):
+    x = models.samples(N)
+    batches = []
+
+    def compute(x):
+        batches.append(len(x))
+        return {"y": x * (3 if len(x) == 4 else 2)}
+
+    assert check_with({"batch_sizes": [1, 2]}, compute, {"x": x}, {"y": x * 2})["batch_sizes"] == [1, 2]
+    assert set(batches) == {1, 2}
+    with pytest.raises(ParityFailed, match="differs") as caught:
+        check_with({"batch_sizes": [1, 2, 4]}, compute, {"x": x}, {"y": x * 2})
+    assert "batch size 4" in caught.value.where
+
+
+@pytest.fixture
+def check_with(check, tmp_path, monkeypatch):
+    """Like ``check``, with further options, and a runtime that has a signature for every batch size."""
+
+    def run(more, compute, given, expected, **kinds):
+        for side in ("inputs", "outputs"):
+            shutil.rmtree(tmp_path / side, ignore_errors=True)
+        plain = parity.run
+
+        def batch_runtime(self, model, *, threads, batch):
+            sized = [one.model_copy(update={"shape": (batch, *one.shape[1:])}) for one in self.signature.inputs]
+            return Runtime(self.compute, sized, self.signature.outputs)
+
+        monkeypatch.setattr(Runtime, "open_batch", batch_runtime, raising=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(parity, "run", lambda job: plain(Job(job.inputs, {**job.options, **more}, job.out)))
+            return check(compute, given, expected, **kinds)
+
+    return run

@@ -35,6 +35,7 @@ def hostile_report() -> Report:
     document["stages"] += (
         StageRecord(step=HOSTILE, status="failed", key=HOSTILE, error=dict.fromkeys(("code", "message", "where", "hint"), HOSTILE)),
     )
+    document["stages"][1]["attempts"][1].update(route=HOSTILE, reason=HOSTILE, hint=HOSTILE)
     document["environment"] = {HOSTILE: {HOSTILE: HOSTILE, "list": [HOSTILE]}}
     return Report.model_validate(document)
 
@@ -191,8 +192,8 @@ def cells(line: str) -> int:
 def test_markdown_tables_have_equal_columns_and_no_markup_from_outside(make):
     written = markdown.render(make())
     tables = re.findall(r"(?:^\|.*\n?)+", written, flags=re.MULTILINE)
-    assert len(tables) == 4
-    assert [len({cells(line) for line in table.strip().split("\n")}) for table in tables] == [1, 1, 1, 1]
+    assert len(tables) == 5
+    assert [len({cells(line) for line in table.strip().split("\n")}) for table in tables] == [1, 1, 1, 1, 1]
     assert cells(tables[0].split("\n")[0]) == 8
     prose = re.sub(r"^(`{3,})text\n.*?\n\1$|(?<!\\)`[^`\n]*`", "", written, flags=re.MULTILINE | re.DOTALL)
     assert "<script" not in prose
@@ -266,3 +267,16 @@ def test_a_report_without_a_source_says_why(steps, budgets, says):
     report = Report(schema=2, project="m", verdict=PASS, rows=(one,), stages=tuple(StageRecord(step=step, status="done") for step in steps))
     assert wording.source_line(report) == says
     assert says in markdown.render(report) and says in html.render(report) and says in shown(report, 200)
+
+
+def test_every_form_says_which_route_was_taken_and_why_another_fell():
+    report = sample_report()
+    reason = "output 'logits' differs: SQNR 12.0 dB"
+    assert "convert:onnx took torch_onnx; torch_jit_onnx failed: output 'logits' differs: SQNR 12.0 dB" in shown(report, 200)
+    assert "nothing_here" not in shown(report, 200), "an absent framework is no fault of a route"
+    page, table = html.render(report), markdown.render(report)
+    assert "<h2>Routes</h2>" in page and "output &#x27;logits&#x27; differs: SQNR 12.0 dB (hint: look)" in page and "nothing_here" in page
+    assert f"failed: {reason} (hint: look) | 3.50 |" in table and "| `torch_onnx` | taken | 4.20 |" in table
+    assert json.parse(json.render(report)).stages[1].attempts[1].reason == reason
+    without = report.model_copy(update={"stages": report.stages[:1]})
+    assert "Routes" not in html.render(without) + markdown.render(without)

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from toolkit import dataset, factory  # noqa: E402
-from toolkit.artifact import Signature  # noqa: E402
+from toolkit.artifact import Signature, TensorSpec  # noqa: E402
 from toolkit.errors import ConfigError, InputRejected, StageFailed  # noqa: E402
 from toolkit.job import Job  # noqa: E402
 from toolkit.sources import stage  # noqa: E402
@@ -345,13 +345,13 @@ def test_stage_refuses_samples_that_do_not_fit_the_file(tmp_path, columns, messa
 @pytest.mark.parametrize("name", ["../escape", "a/b", "a\\b", ""])
 def test_output_names_that_are_no_file_names_are_refused(tmp_path, name):
     with pytest.raises(InputRejected, match="cannot be a file name"):
-        stage._record({name: np.zeros((1, 1))}, tmp_path)
+        stage._record(dataset.Dataset({"x": IMAGES}), {name: np.zeros((1, 1))}, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_outputs_is_refused(tmp_path):
     with pytest.raises(InputRejected, match="no outputs"):
-        stage._record({}, tmp_path)
+        stage._record(dataset.Dataset({"x": IMAGES}), {}, tmp_path)
 
 
 def test_a_captured_program_carries_neither_the_users_sample_nor_paths(tmp_path):
@@ -359,3 +359,88 @@ def test_a_captured_program_carries_neither_the_users_sample_nor_paths(tmp_path)
     SOURCE.capture(Returns(lambda x: x + 1).eval(), {"x": sample}, tmp_path / "m.pt2")
     content = (tmp_path / "m.pt2").read_bytes()
     assert sample.tobytes() not in content and b"test_sources_torch.py" not in content
+
+
+class State(torch.nn.Module):
+    """Counts its calls, in a buffer."""
+
+    def __init__(self, *, used=False, replaced=False):
+        super().__init__()
+        self.used, self.replaced = used, replaced
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.replaced:
+            self.calls = self.calls + 1
+        else:
+            self.calls += 1
+        return x + self.calls if self.used else x * 2
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_model_that_counts_its_calls_is_refused_by_the_buffers_name(tmp_path, used, replaced):
+    with pytest.raises(InputRejected, match="changes its buffer 'calls'"):
+        SOURCE.capture(State(used=used, replaced=replaced).eval(), {"x": np.ones((2, 3), np.float32)}, tmp_path / "m.pt2")
+
+
+def test_a_cache_that_is_filled_once_is_no_state(tmp_path):
+    class Cached(torch.nn.Module):
+        def forward(self, x):
+            if not hasattr(self, "table"):
+                self.register_buffer("table", torch.arange(3.0), persistent=False)
+            return x + self.table
+
+    found = SOURCE.capture(Cached().eval(), {"x": np.ones((2, 3), np.float32)}, tmp_path / "m.pt2")
+    np.testing.assert_array_equal(found["output_0"], [[1, 2, 3], [1, 2, 3]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floats_than_float32_are_refused_by_name(tmp_path, dtype):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).to(dtype)).eval()
+    words = rf"weights are {str(dtype).removeprefix('torch.')}, not float32 \(first: 1\.weight; 2 in all\)"
+    with pytest.raises(InputRejected, match=words) as caught:
+        SOURCE.capture(model, {"x": np.zeros((1, 2), np.float32)}, tmp_path / "m.pt2")
+    assert "model.float()" in caught.value.hint
+    assert model[1].weight.dtype == dtype  # nothing was changed
+
+
+def test_tied_weights_are_noted():
+    model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5, bias=False)})
+    assert SOURCE.notes(model) == {}
+    model["head"].weight = model["embedding"].weight
+    assert SOURCE.notes(model) == {"tied_weights": [["embedding.weight", "head.weight"]]}
+
+
+def onnx_outputs(folder, model, x, expected):
+    """Runs the captured model as ONNX, in ONNX Runtime."""
+    pytest.importorskip("onnxruntime")
+    from toolkit import plugins
+
+    specs = {name: TensorSpec(name=name, dtype="float32", shape=(1, *column.shape[1:])) for name, column in ({"x": x} | expected).items()}
+    signature = Signature(inputs=(specs["x"],), outputs=tuple(specs[name] for name in expected))
+    plugins.get("routes", "torch_onnx").convert(folder / "m.pt2", folder / "m.onnx", signature)
+    return plugins.get("runtimes", "onnxruntime").open(folder / "m.onnx", threads=1).run({"x": x[:1].copy()})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: {"same": x, "more": x + 1},
+        lambda x: (lambda y: {"first": y, "again": y})(x * 2),
+        lambda x: {"view": x.view(1, 4, 1), "more": x + 1},
+        lambda x: {"written": x.add_(1) * 2, "again": x * 3},
+    ],
+    ids=["output is input", "output twice", "view of the input", "input written to"],
+)
+def test_outputs_and_inputs_that_share_memory_keep_their_names_and_values(tmp_path, function):
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    before = x.copy()
+    expected = SOURCE.capture(Returns(function).eval(), {"x": x}, tmp_path / "m.pt2")
+    for row in range(3):
+        live = function(torch.from_numpy(before[row : row + 1].copy()))
+        for name, value in live.items():
+            np.testing.assert_array_equal(expected[name][row], value.numpy()[0])
+    np.testing.assert_array_equal(x, before)
+    for name, value in onnx_outputs(tmp_path, Returns(function), x, expected).items():
+        np.testing.assert_allclose(value, expected[name][:1], rtol=1e-6)

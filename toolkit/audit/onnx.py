@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from toolkit import intake
+from toolkit import intake, modelfile
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.audit.element_types import element_bits
 from toolkit.audit.onnx_nodes import read_nodes
@@ -156,8 +156,8 @@ def _contents(path: Path) -> Contents:
         weight_bytes[stored.dtype] += stored.size_bytes
     return Contents(
         format="onnx",
-        size_bytes=path.stat().st_size,
-        sha256=intake.sha256_file(path),
+        size_bytes=modelfile.size_bytes(path),
+        sha256=modelfile.sha256(path),
         signature=_signature(model.graph),
         operators=dict(walk.operators),
         weight_bytes=dict(weight_bytes),

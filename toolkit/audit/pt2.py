@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit import intake, pt2
+from toolkit import modelfile, pt2
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.contents import Contents, Layer
 
@@ -74,8 +74,8 @@ def _contents(path: Path, program: Any) -> Contents:
         weight_bytes[_dtype(tensor)] += tensor.nbytes
     return Contents(
         format="pt2",
-        size_bytes=path.stat().st_size,
-        sha256=intake.sha256_file(path),
+        size_bytes=modelfile.size_bytes(path),
+        sha256=modelfile.sha256(path),
         signature=_signature(program),
         operators=dict(Counter(_operator(node) for node in nodes)),
         weight_bytes=dict(weight_bytes),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from toolkit import intake
+from toolkit import intake, modelfile
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.audit import tflite_nodes
 from toolkit.contents import Contents, Layer, Node
@@ -127,7 +127,7 @@ def _contents(path: Path) -> Contents:
     return Contents(
         format="tflite",
         size_bytes=len(data),
-        sha256=intake.sha256_file(path),
+        sha256=modelfile.sha256(path),
         signature=file.signature(),
         operators=dict(Counter(operator.name for graph in file.graphs for operator in graph.operators)),
         weight_bytes=dict(weight_bytes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit import intake, plugins
+from toolkit import intake, modelfile, plugins
 from toolkit.contents import Contents
 from toolkit.job import Facts, Job
 
@@ -47,8 +47,8 @@ def _open(job: Job) -> Contents:
     plugins.require(runtime)
     return Contents(
         format=format,
-        size_bytes=model.stat().st_size,
-        sha256=intake.sha256_file(model),
+        size_bytes=modelfile.size_bytes(model),
+        sha256=modelfile.sha256(model),
         signature=runtime.open(model, threads=1).signature,
         operators={},
         weight_bytes={},

@@ -52,7 +52,7 @@ VerboseOption = Annotated[
 ]
 TargetOption = Annotated[str, typer.Option("--target", "-t", help="A shipped target's name, or a path to a .toml file.")]
 ProjectArgument = Annotated[Path, typer.Argument(help="Folder with an edgekit.toml, or the file itself.", show_default="the current folder")]
-ModelArgument = Annotated[Path, typer.Argument(help="Model file: .onnx, .tflite or .pt2.", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(help="Model file or folder, such as .onnx, .tflite or .pt2.", show_default=False)]
 TaskOption = Annotated[TaskName, typer.Option("--task", help="What the model does.")]
 JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Steps that may run side by side.", show_default="at most 2")]
 

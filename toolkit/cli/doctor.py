@@ -21,6 +21,7 @@ def doctor(format: FormatOption = Format.text, verbose: VerboseOption = False) -
 
 
 def _show(diagnosis: Diagnosis, out: Console) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     machine = diagnosis.environment
@@ -35,8 +36,15 @@ def _show(diagnosis: Diagnosis, out: Console) -> None:
     plugins = Table("kind", "plugin", "does", "state", title="Plugins", title_justify="left")
     for plugin in diagnosis.plugins:
         state = "[green]ready[/green]" if plugin.ready else "[yellow]missing framework[/yellow]"
-        plugins.add_row(plugin.group.removesuffix("s"), plugin.name, plugin.does, state)
+        trusted = f", trust {plugin.trust:.2f}" if plugin.trust is not None else ""
+        plugins.add_row(plugin.group.removesuffix("s"), plugin.name, f"{plugin.does}{trusted}", state)
     out.print(plugins)
+    rewrites = [(name, plugin.name, does) for plugin in diagnosis.plugins for name, does in plugin.rewrites.items()]
+    if rewrites:
+        table = Table("rewrite", "route", "does", title="Rewrites, applied where they are asked for: --rewrite NAME", title_justify="left")
+        for row in rewrites:
+            table.add_row(*map(escape, row))
+        out.print(table)
     lines = [extra.install for extra in diagnosis.extras if extra.install and extra.used]
     if lines:
         out.print("To install what is missing:", markup=False)

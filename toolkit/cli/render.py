@@ -24,8 +24,13 @@ def artifact_facts(artifact: Artifact) -> Callable[[Console], None]:
         "outputs": ", ".join(map(str, artifact.signature.outputs)),
         "made by": manifest.made_by + (" (cached)" if artifact.cached else ""),
     }
-    parity = manifest.evidence.get("checks", {}).get("parity")
-    if parity:
+    for attempt in manifest.evidence.get("attempts", ()):
+        if attempt["outcome"] != "taken" and attempt["code"] != "not-needed":
+            rows[f"route {attempt['route']}"] = f"{attempt['outcome']}: {attempt['reason']}"
+    parity = manifest.evidence.get("checks", {}).get("parity", {})
+    if "not_done" in parity:
+        rows["parity"] = f"not executed here: {parity['not_done']}"
+    elif parity:
         compared = manifest.evidence.get("parity_inputs", "real samples")
         outputs = ", ".join(f"{name} {found['sqnr_db']:.1f} dB, max |difference| {found['max_abs']:.2g}" for name, found in parity["outputs"].items())
         rows["parity"] = f"{outputs} ({compared}, n={parity['n']})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from toolkit import dataset, plugins
+from toolkit import dataset, modelfile, plugins
 from toolkit.dataset import Dataset
 from toolkit.errors import InputRejected, StageFailed, StageOutOfMemory
 from toolkit.figures import CurvePoint
@@ -47,7 +47,7 @@ def run(job: Job) -> Facts:
     with pinned(options.get("cpus") or ()) as unpinned:
         notes += [unpinned] if unpinned else []
         asked = _asked(model, runtime, options["batches"], options["threads"], notes)
-        for together in _by_memory(asked, model.stat().st_size):
+        for together in _by_memory(asked, modelfile.size_bytes(model)):
             job.progress(len(points), len(asked), "timing")
             points += _measure(together, model, data, runtime, float(options.get("seconds", BUDGET_SECONDS)), notes)
     return {"points": [point.model_dump(mode="json") for point in points], "notes": notes}

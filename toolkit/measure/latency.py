@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from toolkit import dataset, plugins
+from toolkit import dataset, modelfile, plugins
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError
 from toolkit.figures import Latency
@@ -96,7 +96,7 @@ def _load(models: Mapping[str, Path], data: Dataset, options: Mapping[str, Any],
     loads nobody can tell how much loads differ: large models are loaded once.
     """
     runtime = plugins.get("runtimes", options["runtime"])
-    fitting = LOADED_BYTES // max(1, sum(path.stat().st_size for path in models.values()))
+    fitting = LOADED_BYTES // max(1, sum(modelfile.size_bytes(path) for path in models.values()))
     contenders = {name: Contender([]) for name in models}
     for number in range(min(most, fitting) if min(most, fitting) >= FEWEST_LOADS else 1):
         for name in turn_order(list(models), number):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,18 @@ import numpy as np
 
 from toolkit import dataset, plugins
 from toolkit.artifact import Signature
-from toolkit.errors import InputRejected, ParityFailed
+from toolkit.dataset import Dataset
+from toolkit.errors import InputRejected, ParityFailed, StageFailed
 from toolkit.job import Facts, Job
 from toolkit.measure.feed import Feed, fit, open_session
-from toolkit.plugins import Session
+from toolkit.plugins import Arrays, Runtime, Session
 from toolkit.stats.signal import finite_db, power_ratio_db
 
 HINT = "convert with another route, or look for the first layer that differs"
 # Integers of any width may stand for each other; a float for an integer may not.
 _KINDS = {"i": "integer", "u": "integer", "f": "float", "b": "bool"}
+_IMAGE_AXES = 4
+_LAST = (0, 2, 3, 1)  # [n x c x h x w] -> [n x h x w x c]
 
 
 @dataclass
@@ -141,21 +147,38 @@ def run(job: Job) -> Facts:
     """Runs a converted model on real samples and compares every output with the live source's.
 
     Inputs: ``model``, and ``expected`` (folder with ``inputs/`` and ``outputs/``, one ``.npy`` file per tensor of the
-    source). Options: ``runtime``, ``min_sqnr_db``, ``name`` (for messages).
+    source; where sizes are free also ``variants/``, see :mod:`toolkit.sources.variants`). Options: ``runtime``,
+    ``min_sqnr_db``, ``name`` (for messages), and where they were asked for ``layout`` (``channels_last``: the model takes
+    the source's ``[n x c x h x w]`` as ``[n x h x w x c]``) and ``batch_sizes`` (each with a signature of its own).
 
     Returns:
         ``n``, ``outputs`` (``sqnr_db``, ``max_abs`` and ``top1_agreement`` by name; 200 dB is bit-identical), ``casts``
-        (inputs whose integers the model stores in another width), and ``informative``.
+        (inputs whose integers the model stores in another width), and ``informative``. With free sizes also ``sizes`` (those
+        compared, by name) and ``worst_sqnr_db`` (of any output at any of them); with batch sizes also ``batch_sizes``.
 
     Raises:
         ParityFailed: Names, shapes, kinds of numbers or values differ, or the expected outputs cannot tell anything.
         InputRejected: A file is damaged.
     """
     where = str(job.options.get("name") or job.inputs["model"].name)
+    channels_last = job.options.get("layout") == "channels_last"
     data = dataset.load(job.inputs["expected"] / "inputs")
+    data = Dataset(_laid_out(data.columns, channels_last), None, data.where)
     expected = _read_columns(job.inputs["expected"] / "outputs", len(data))
-    session = open_session(plugins.get("runtimes", job.options["runtime"]), job.inputs["model"], 1)
+    runtime = plugins.get("runtimes", job.options["runtime"])
+    session = open_session(runtime, job.inputs["model"], 1)
     _check_names(session.signature, set(data.columns), set(expected), where)
+    feed, comparisons = _judged(session, data, expected, where, job)
+    if not any(informative(column) for column in expected.values()):
+        raise ParityFailed(
+            "parity cannot be judged on constant outputs", where=where, hint="give different, real samples; check that the source is trained"
+        )
+    facts = {"n": len(data), "outputs": {one.name: one.facts() for one in comparisons}, "casts": feed.casts, "informative": True}
+    return facts | _batch_sizes(runtime, data, expected, where, job) | _free_sizes(session, channels_last, where, job)
+
+
+def _judged(session: Session, data: Dataset, expected: Arrays, where: str, job: Job) -> tuple[Feed, list[Comparison]]:
+    """Compares all samples, and raises when an output is further from the source's than the tolerance."""
     try:
         feed = fit(data, session.signature)
     except InputRejected as error:
@@ -164,11 +187,66 @@ def run(job: Job) -> Facts:
     _compare(session, feed, comparisons, job)
     for comparison in comparisons:
         comparison.judge(float(job.options["min_sqnr_db"]))
-    if not any(informative(column) for column in expected.values()):
-        raise ParityFailed(
-            "parity cannot be judged on constant outputs", where=where, hint="give different, real samples; check that the source is trained"
-        )
-    return {"n": len(data), "outputs": {one.name: one.facts() for one in comparisons}, "casts": feed.casts, "informative": True}
+    return feed, comparisons
+
+
+def _batch_sizes(runtime: Runtime, data: Dataset, expected: Arrays, where: str, job: Job) -> Facts:
+    """Compares by every signature of a file that has one for each batch size."""
+    sizes = [int(size) for size in job.options.get("batch_sizes") or ()]
+    if not sizes:
+        return {}
+    if not hasattr(runtime, "open_batch"):
+        raise ParityFailed(f"{runtime.name} cannot run one batch size of several", where=where, hint="convert each batch size to a file of its own")
+    for size in sizes:
+        session: Session = runtime.open_batch(job.inputs["model"], threads=1, batch=size)
+        _judged(session, data, expected, f"{where}, batch size {size}", job)
+    return {"batch_sizes": sizes}
+
+
+def _free_sizes(session: Session, channels_last: bool, where: str, job: Job) -> Facts:
+    """Compares at every recorded size."""
+    sizes: dict[str, set[int]] = defaultdict(set)
+    worst = finite_db(float("inf"))
+    for place, (named, inputs, outputs) in enumerate(_variants(job.inputs["expected"] / "variants")):
+        here = f"{where} at {', '.join(f'{name}={size}' for name, size in named.items())}"
+        given = _cast(_laid_out(inputs, channels_last), session.signature)
+        found = _at_size(session, given, here)
+        for name, column in outputs.items():
+            comparison = Comparison(name, column, here)
+            comparison.add(0, found[name], len(column))
+            comparison.judge(float(job.options["min_sqnr_db"]))
+            worst = min(worst, comparison.difference.sqnr_db)
+        for name, size in named.items():
+            sizes[name].add(size)
+        job.progress(place + 1, place + 1, here)
+    return {"sizes": {name: sorted(values) for name, values in sizes.items()}, "worst_sqnr_db": worst} if sizes else {}
+
+
+def _at_size(session: Session, given: Arrays, where: str) -> dict[str, np.ndarray]:
+    try:
+        return session.run(given)
+    except (InputRejected, StageFailed) as error:
+        raise ParityFailed(f"fails where the source does not: {error.message}", where=where, hint="fix that size, or take another route") from error
+
+
+def _variants(folder: Path) -> Iterator[tuple[dict[str, int], dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    for one in sorted(folder.iterdir() if folder.is_dir() else (), key=lambda path: int(path.name)):
+        named = json.loads((one / "sizes.json").read_text(encoding="utf-8"))
+        yield named, _read_columns(one / "inputs"), _read_columns(one / "outputs")
+
+
+def _cast(inputs: Arrays, signature: Signature) -> dict[str, np.ndarray]:
+    """Gives integers the width that the model takes; everything else is left as it is, for the session to judge."""
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in signature.inputs}
+    return {
+        name: np.ascontiguousarray(column, dtypes[name] if column.dtype.kind in "iu" and dtypes[name].kind in "iu" else column.dtype)
+        for name, column in inputs.items()
+    }
+
+
+def _laid_out(columns: Arrays, channels_last: bool) -> dict[str, np.ndarray]:
+    """Puts the channels of image inputs last, where the model wants them there."""
+    return {name: np.transpose(column, _LAST) if channels_last and column.ndim == _IMAGE_AXES else column for name, column in columns.items()}
 
 
 def informative(column: np.ndarray) -> bool:
@@ -199,7 +277,7 @@ def _check_names(signature: Signature, inputs: set[str], outputs: set[str], wher
             raise ParityFailed(f"has an {side} {name!r} that the source has not", where=where, hint=HINT)
 
 
-def _read_columns(folder: Path, rows: int) -> dict[str, np.ndarray]:
+def _read_columns(folder: Path, rows: int | None = None) -> dict[str, np.ndarray]:
     """Reads the expected outputs. No name is special here, so an output may be called ``label``."""
     columns = {}
     for file in sorted(folder.glob("*.npy")):
@@ -207,7 +285,7 @@ def _read_columns(folder: Path, rows: int) -> dict[str, np.ndarray]:
             columns[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise InputRejected(f"is not a readable .npy file: {error}", where=str(file), hint="capture the source again") from error
-        if columns[file.stem].ndim == 0 or len(columns[file.stem]) != rows:
+        if rows is not None and (columns[file.stem].ndim == 0 or len(columns[file.stem]) != rows):
             raise InputRejected(f"has shape {list(columns[file.stem].shape)}, expected {rows} rows", where=str(file), hint="capture the source again")
     if not columns:
         raise InputRejected("has no expected outputs", where=str(folder), hint="capture the source again")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from toolkit import modelfile
 from toolkit.artifact import MANIFEST_SUFFIX, Artifact, Manifest, Signature
 from toolkit.errors import ConfigError, SetupError
 from toolkit.job import Facts
@@ -17,7 +18,6 @@ from toolkit.pipeline.execute import Result
 from toolkit.pipeline.fingerprint import OUTPUT_MARK
 from toolkit.pipeline.plan import Candidate
 from toolkit.pipeline.steps import model_file
-from toolkit.store import digest_file
 
 
 def deliver_model(
@@ -44,13 +44,13 @@ def deliver_model(
         name=name,
         format=format,
         scheme=scheme,
-        sha256=digest_file(model),
-        size_bytes=model.stat().st_size,
+        sha256=modelfile.sha256(model),
+        size_bytes=modelfile.size_bytes(model),
         signature=signature_of(result.facts),
         made_by=result.facts["made_by"],
         versions=result.facts["versions"],
         parent_sha256=parent_sha256,
-        evidence={**_evidence(result.facts), **(evidence or {})},
+        evidence={**_evidence(result.facts), **_attempts(result), **(evidence or {})},
     )
     copy(model, out)
     write_text(manifest_path(out), manifest.model_dump_json(indent=2) + "\n")
@@ -136,21 +136,29 @@ def signature_of(facts: Facts) -> Signature:
     return Signature.model_validate(audited.get("signature") or facts["signature"])
 
 
+def source_evidence(facts: Facts) -> dict[str, Any]:
+    """What the source's facts say that every file made from it should carry along."""
+    return {name: facts[name] for name in ("output", "task", "labels", "notes") if facts.get(name) or name == "output"}
+
+
 def parent_digest(candidate: Candidate, results: Mapping[str, Result], formats: Mapping[str, str]) -> str:
     """Digest of the file that a candidate was made from; empty for the source."""
     if not candidate.parent:
         return ""
     folder = results[candidate.parent].folder
-    return digest_file(folder / model_file(formats[candidate.parent])) if folder else ""
+    return modelfile.sha256(folder / model_file(formats[candidate.parent])) if folder else ""
 
 
 def copy(source: Path, out: Path) -> None:
-    """Copies a file so that ``out`` is never half-written.
+    """Copies a model so that ``out`` is never half-written.
 
     Raises:
         SetupError: The place cannot be written.
     """
-    _replace(out, lambda partial: shutil.copyfile(source, partial))
+    if source.is_dir():
+        _replace_folder(source, out)
+    else:
+        _replace(out, lambda partial: shutil.copyfile(source, partial))
 
 
 def write_text(out: Path, text: str) -> None:
@@ -185,6 +193,27 @@ def _replace(out: Path, write: Any) -> None:
         ) from error
 
 
+def _replace_folder(source: Path, out: Path) -> None:
+    """Puts a folder in place by two renames: for a moment there is none, but never half of one."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".partial") as scratch:
+            modelfile.copy(source, Path(scratch) / "new")
+            if out.is_dir():
+                out.rename(Path(scratch) / "old")
+            (Path(scratch) / "new").rename(out)
+    except OSError as error:
+        raise SetupError(
+            f"cannot be written: {error.strerror or error}", where=str(out), hint="check the folder's permissions and free space"
+        ) from error
+
+
 def _evidence(facts: Facts) -> dict[str, Any]:
     """What was measured or decided while the file was made, without what the manifest says elsewhere."""
     return {name: value for name, value in facts.items() if name not in {"signature", "made_by", "versions", "format"}}
+
+
+def _attempts(result: Result) -> dict[str, Any]:
+    """Which routes were tried; without times and logs, which differ from run to run."""
+    told = [attempt.model_dump(mode="json", exclude={"seconds", "hint"}) for attempt in result.attempts]
+    return {"attempts": told} if told else {}

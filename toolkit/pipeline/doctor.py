@@ -12,10 +12,12 @@ from typing import Any
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import Field
 
 from toolkit import display, environment, plugins
 from toolkit.artifact import Frozen
 from toolkit.errors import SetupError, StoreError
+from toolkit.pipeline.conversion import rewrites
 from toolkit.store import Store, default_root
 
 _SKIPPED_EXTRAS = {"all", "dev"}
@@ -45,11 +47,14 @@ class PluginState(Frozen):
     """One plugin.
 
     Attributes:
-        group: ``sources``, ``routes``, ``quantizers``, ``runtimes`` or ``readers``.
+        group: ``sources``, ``collections``, ``routes``, ``quantizers``, ``runtimes`` or ``readers``.
         name: Its name.
         does: What it takes and gives.
         ready: Whether its frameworks are installed.
         install: The line that mends it; empty when ready.
+        trust: How far a route is trusted among those to the same format, 0..1: those of higher trust are tried first; ``None`` for
+            everything else.
+        rewrites: What a route may change in a graph when that is asked for, by name.
     """
 
     group: str
@@ -57,6 +62,8 @@ class PluginState(Frozen):
     does: str
     ready: bool
     install: str
+    trust: float | None = None
+    rewrites: dict[str, str] = Field(default_factory=dict)
 
 
 class Diagnosis(Frozen):
@@ -155,7 +162,9 @@ def _plugins(group: str) -> list[PluginState]:
 def _plugin(group: str, plugin: Any) -> PluginState:
     missing = plugins.missing_modules(plugin)
     install = f'pip install "{plugin.extra}"' if missing else ""
-    return PluginState(group=group, name=plugin.name, does=_does(group, plugin), ready=not missing, install=install)
+    trust = plugins.trust(plugin) if group == "routes" else None
+    known = dict(rewrites(plugin)) if group == "routes" else {}
+    return PluginState(group=group, name=plugin.name, does=_does(group, plugin), ready=not missing, install=install, trust=trust, rewrites=known)
 
 
 def _does(group: str, plugin: Any) -> str:
@@ -165,6 +174,8 @@ def _does(group: str, plugin: Any) -> str:
         return f"{plugin.format}: {', '.join(plugin.schemes)}"
     if group == "runtimes":
         return f"runs {', '.join(plugin.formats)}"
+    if group == "collections":
+        return f"builds {plugin.framework} models: {plugin.name}:NAME"
     return f"captures {plugin.framework} as {plugin.format}" if group == "sources" else f"reads {plugin.format}"
 
 

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from toolkit import plugins
 from toolkit.errors import Interrupted, ToolkitError
-from toolkit.evidence import StageRecord
+from toolkit.evidence import Attempt, StageRecord
 from toolkit.job import FACTS, Facts, Job, read_facts
+from toolkit.pipeline import race
 from toolkit.pipeline.fingerprint import fingerprint, fingerprint_project, own_code
 from toolkit.pipeline.listener import Listener, Silent
 from toolkit.pipeline.steps import PROJECT, Check, Need, Step
@@ -53,6 +54,11 @@ class Result:
     def cached(self) -> bool:
         """Whether the output came from the store."""
         return self.record.status == "cached"
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every way to this output that was looked at; empty where there is only one."""
+        return self.record.attempts
 
 
 def execute(
@@ -104,6 +110,7 @@ class _Run:
         self.entries: dict[str, Entry] = {}
         self.scratch = Path()
         self.workers = Workers()
+        self._announced: set[str] = set()
         self._fingerprints: dict[tuple[str, Path], Any] = {}
         self._fingerprint_lock = threading.Lock()
 
@@ -155,6 +162,9 @@ class _Run:
         self.listener.finished(result.record)
 
     def _run_step(self, step: Step) -> Result:
+        return race.run(step, self._attempt) if step.route else self._attempt(step)
+
+    def _attempt(self, step: Step) -> Result:
         started = time.monotonic()
         key = ""
         try:
@@ -163,7 +173,7 @@ class _Run:
             entry = self.store.get(key) if key else None
             status: Literal["cached", "done"] = "done" if entry is None else "cached"
             if entry is None:
-                self.listener.started(step.id)
+                self._announce(step.id)
                 if not key:
                     return self._uncached(step, inputs, document, started)
                 entry = self._publish(step, key, inputs, document)
@@ -174,6 +184,12 @@ class _Run:
             self._say_where(step, error)
             record = StageRecord(step=step.id, status="failed", key=key, seconds=_since(started), error=error.to_dict())
             return Result(record, error=error)
+
+    def _announce(self, id: str) -> None:
+        """Says once that a step runs, in however many ways it is tried."""
+        if id not in self._announced:
+            self._announced.add(id)
+            self.listener.started(id)
 
     def _say_where(self, step: Step, error: ToolkitError) -> None:
         """Names files by the step that made them: nobody knows the store's folders, and a failed output is gone."""
@@ -205,8 +221,9 @@ class _Run:
         log = self.store.log_path(step.id)
         preload = step.preload or _preload(step.plugins)
         facts = self.workers.run(step.stage, Job(inputs, options, out, progress), timeout_seconds=self.timeout_seconds, log=log, preload=preload)
-        if step.checks:
-            facts["checks"] = {check.name: self._check(check, out, log) for check in step.checks}
+        not_done: Facts = {name: {"not_done": reason} for name, reason in step.not_checked.items()}
+        if step.checks or not_done:
+            facts["checks"] = {check.name: self._check(check, out, log) for check in step.checks} | not_done
         log.unlink(missing_ok=True)  # it is kept only where somebody will ask what went wrong
         return facts
 
@@ -236,6 +253,7 @@ class _Run:
             "checks": [
                 [check.stage, dict(check.options), self._describe(check.needs, check.files), _versions(check.plugins)] for check in step.checks
             ],
+            **({"not_checked": dict(step.not_checked)} if step.not_checked else {}),
         }
         return inputs, document
 

@@ -6,18 +6,22 @@ import inspect
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from toolkit import plugins
+from toolkit import modelfile, plugins
 from toolkit.artifact import Artifact, Signature, TensorSpec
-from toolkit.config import Parity, load_project
+from toolkit.config import PROJECT_FILE, Conversion, Parity, load_project
 from toolkit.dataset import Dataset
-from toolkit.errors import ConfigError, InputRejected, NoRoute
-from toolkit.pipeline import deliver, steps
+from toolkit.errors import ConfigError, InputRejected
+from toolkit.mistakes import explain
+from toolkit.pipeline import deliver, origins
+from toolkit.pipeline.conversion import AUTO, Program, convert, of_source
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import FLOAT, make_plan
@@ -33,8 +37,9 @@ from toolkit.pipeline.single import (
     random_samples,
     run_steps,
 )
-from toolkit.pipeline.steps import Fact, Need, Step, model_file
-from toolkit.store import Store, digest_file
+from toolkit.pipeline.steps import Step, model_file
+from toolkit.sources import variants
+from toolkit.store import Store
 
 
 def export(
@@ -45,7 +50,15 @@ def export(
     output: str | Path | None = None,
     name: str | None = None,
     output_names: Sequence[str] = (),
-    route: str | None = None,
+    weights: str | Path | None = None,
+    task: str | None = None,
+    route: str = AUTO,
+    opset: int | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    layout: str | None = None,
+    batch_sizes: Sequence[int] = (),
+    rewrites: Sequence[str] = (),
+    clean_up: bool = True,
     min_sqnr_db: float = 60.0,
     store: Store | None = None,
     listener: Listener | None = None,
@@ -53,40 +66,56 @@ def export(
     """Converts a model, and publishes the file only if it computes what the model computes.
 
     Args:
-        model: A live model (``torch.nn.Module`` in evaluation mode), a program file (``.pt2``), or a project folder.
+        model: A live model of PyTorch, Keras, TensorFlow or JAX, in inference mode; a model of a collection by its name, such as
+            ``torchvision:mobilenet_v2``; a folder that transformers saved; a model file or SavedModel folder; or a project folder.
         example_inputs: Real samples, by input name or in the order of the model's parameters, samples along the first
             axis (``[n x ...]``); a path to ``.npz`` or a folder of ``.npy`` files is taken too. Parity is measured on the
-            first 64. Needed for a live model; a file without them is compared on random inputs, and the manifest says so.
-        format: ``onnx``, ``tflite``, or a plugin's.
+            first 64. Needed for a live model; a file without them is compared on random inputs, a named model on inputs that its
+            collection makes up, and the manifest says so.
+        format: ``onnx``, ``tflite``, or another that :func:`toolkit.doctor` lists routes to.
         output: File to write; ``<name>.float32.<format>`` in the current folder by default.
         name: The model's name; taken from the file or the class by default.
-        output_names: Names for a live model's outputs, in order.
-        route: Name of the route to take; the first installed one by default.
+        output_names: Names for the model's outputs, in order.
+        weights: Weights of a named model: the collection's own name for them, such as ``DEFAULT``, or a ``.safetensors`` file.
+        task: What a named model shall do, where its name leaves that open.
+        route: Name of the only route to take; ``auto`` tries all that lead to the format, the most trusted first, and takes the first
+            whose file computes what the source computes.
+        opset: ONNX operator set.
+        dynamic: Sizes that stay free, by input and axis: ``{"input_ids": {0: "batch", 1: "sequence"}}``.
+        layout: ``channels_last`` gives four-dimensional image inputs as ``[n x h x w x c]``.
+        batch_sizes: Batch sizes that one file shall take, each as a signature of its own.
+        rewrites: Names of the rewrites that may be applied to what the target cannot execute.
+        clean_up: Whether the graph is simplified where that changes no output.
         min_sqnr_db: Lowest signal-to-noise ratio against the source, in dB.
         store: Where stage outputs are kept; the user's cache by default.
         listener: Who hears about progress.
 
     Returns:
-        The delivered file with its manifest.
+        The delivered file with its manifest, whose evidence says which routes were tried.
 
     Raises:
         ConfigError: The arguments do not fit together.
         InputRejected: The file or the samples must not be used, or the model is in training mode.
         MissingExtra: The route's framework is not installed.
-        NoRoute: Nothing converts this model to ``format``.
+        NoRoute: Nothing converts this model to ``format``, or every route's preflight found operators that it lacks.
         ParityFailed: The converted file computes something else.
-        StageError: The framework failed.
+        StageError: The routes failed; the message has a line for each.
     """
     check_name(name)
-    if not math.isfinite(min_sqnr_db):
-        raise ConfigError(
-            f"expected a number of dB, found {min_sqnr_db}", where="min_sqnr_db", hint="float routes measure 100 dB and more; 60 is usual"
-        )
-    wanted = _Wanted(format, output, name, route, Parity(min_sqnr_db=min_sqnr_db), store, listener)
+    options = {"route": route, "opset": opset, "dynamic": dynamic or {}, "layout": layout, "rewrites": rewrites, "clean_up": clean_up}
+    conversion = _conversion(**options, batch_sizes=batch_sizes)
+    wanted = _Wanted(format, output, name, tuple(output_names), conversion, _parity(min_sqnr_db), store, listener)
+    by_name = origins.find_named(str(model)) if isinstance(model, str | Path) else None
+    if by_name:
+        return _from_name(replace(by_name, weights=origins.weights_of(weights), task=task), example_inputs, wanted)
+    if weights is not None or task is not None:
+        hint = "name a model like torchvision:mobilenet_v2, or leave them out"
+        raise ConfigError("weights and task go with the name of a collection's model", where="weights" if weights is not None else "task", hint=hint)
     if not isinstance(model, str | Path):
-        return _from_object(model, example_inputs, tuple(output_names), wanted)
+        return _from_object(model, example_inputs, wanted)
     path = Path(model)
-    return _from_project(path, wanted) if path.is_dir() or path.suffix == ".toml" else _from_file(path, example_inputs, wanted)
+    is_project = path.suffix == ".toml" or (path.is_dir() and ((path / PROJECT_FILE).exists() or not plugins.format_of(path)))
+    return _from_project(path, wanted) if is_project else _from_file(path, example_inputs, wanted)
 
 
 @dataclass(frozen=True)
@@ -96,7 +125,8 @@ class _Wanted:
     format: str
     output: str | Path | None
     name: str | None
-    route: str | None
+    output_names: tuple[str, ...]
+    conversion: Conversion
     parity: Parity
     store: Store | None
     listener: Listener | None
@@ -104,13 +134,40 @@ class _Wanted:
     def path(self, name: str, source: Path | None = None) -> Path:
         return output_path(self.output, name, FLOAT, self.format, source)
 
-    def deliver(self, made: Result, out: Path, name: str, parent_sha256: str, **evidence: Any) -> Artifact:
-        return deliver.deliver_model(made, out, name=name, format=self.format, scheme=FLOAT, parent_sha256=parent_sha256, evidence=evidence)
+    def convert(self, program: Program) -> tuple[Step, ...]:
+        return convert(program, self.format, self.conversion, self.parity)
+
+    def run(self, steps: list[Step]) -> dict[str, Result]:
+        return run_steps(steps, self.store, self.listener)
+
+    def deliver(self, made: Mapping[str, Result], steps: Sequence[Step], out: Path, name: str, parent_sha256: str, **evidence: Any) -> Artifact:
+        *before, last = (made[step.id] for step in steps)
+        if before:
+            evidence["via"] = [one.facts["made_by"] for one in before]
+        return deliver.deliver_model(last, out, name=name, format=self.format, scheme=FLOAT, parent_sha256=parent_sha256, evidence=evidence)
+
+
+def _conversion(**options: Any) -> Conversion:
+    try:
+        return Conversion(**options)
+    except ValidationError as error:
+        raise explain(Conversion, error, "export") from error
+
+
+def _parity(min_sqnr_db: float) -> Parity:
+    if not math.isfinite(min_sqnr_db):
+        hint = "float routes measure 100 dB and more; 60 is usual"
+        raise ConfigError(f"expected a number of dB, found {min_sqnr_db}", where="min_sqnr_db", hint=hint)
+    return Parity(min_sqnr_db=min_sqnr_db)
 
 
 def _from_project(project: Path, wanted: _Wanted) -> Artifact:
-    """Runs a project's steps up to the conversion."""
-    plan = make_plan(*load_project(project))
+    """Runs a project's steps up to the conversion, which its own ``[convert]`` table describes where nothing else is asked for."""
+    settings, folder = load_project(project)
+    if wanted.conversion != Conversion():
+        given = wanted.conversion.model_dump(exclude_defaults=True)
+        settings = settings.model_copy(update={"convert": settings.convert.model_copy(update=given)})
+    plan = make_plan(settings, folder)
     candidate = next((c for c in plan.candidates if (c.format, c.scheme) == (wanted.format, FLOAT)), None)
     if candidate is None:
         known = ", ".join(sorted({c.format for c in plan.candidates}))
@@ -120,7 +177,8 @@ def _from_project(project: Path, wanted: _Wanted) -> Artifact:
     timeout_seconds = plan.project.timing.stage_timeout_seconds
     results = run_steps(ancestors(plan.steps, candidate.step), wanted.store, wanted.listener, timeout_seconds=timeout_seconds)
     parent = deliver.parent_digest(candidate, results, {"source": plan.source_format})
-    return wanted.deliver(results[candidate.step], out, name, parent, output=results["source"].facts["output"])
+    last = [step for step in plan.steps if step.id == candidate.step]
+    return wanted.deliver(results, last, out, name, parent, **deliver.source_evidence(results["source"].facts))
 
 
 def ancestors(planned: Sequence[Step], last: str) -> list[Step]:
@@ -132,59 +190,75 @@ def ancestors(planned: Sequence[Step], last: str) -> list[Step]:
     return [step for step in planned if step.id in needed]
 
 
+def _from_name(model: origins.Named, samples: Samples | None, wanted: _Wanted) -> Artifact:
+    """Has a collection build the model in a process of its own, captures it there, and converts it."""
+    name = wanted.name or model.title
+    out = wanted.path(name)
+    origins.check_dynamic(model.source, wanted.conversion)
+    format = model.source.format
+    converting = wanted.convert(of_source(format))
+    with on_disk(samples) if samples is not None else nullcontext() as path:
+        made = wanted.run([origins.from_name(model, wanted.parity, wanted.conversion, path, wanted.output_names), *converting])
+    source = made["source"]
+    assert source.folder is not None
+    evidence = {**deliver.source_evidence(source.facts), "parity_inputs": "made-up samples" if samples is None else "real samples"}
+    return wanted.deliver(made, converting, out, name, modelfile.sha256(source.folder / model_file(format)), **evidence)
+
+
 def _from_file(file: Path, samples: Samples | None, wanted: _Wanted) -> Artifact:
-    """Records what a program file computes, and converts it."""
+    """Records what a model file computes, and converts it."""
     source_format = check_bytes(file)
-    route = _route(source_format, wanted.format, wanted.route)
-    name = wanted.name or file.name.split(".")[0]
+    converting = wanted.convert(of_source(source_format))
+    name = wanted.name or file.resolve().name.split(".")[0]
     out = wanted.path(name, file)
     given = samples if samples is not None else random_samples(open_model(file, wanted.store)[1].signature)
     with on_disk(given) as path:
-        source = steps.source_from_file(file, source_format, wanted.parity, path)
-        program = Need("source", model_file(source_format))
-        convert = steps.convert(program, route, Fact("source", "signature"), Need("source", "expected"), wanted.parity)
-        results = run_steps([source, convert], wanted.store, wanted.listener)
-    evidence = {"output": results["source"].facts["output"], "parity_inputs": "real samples" if samples is not None else "random"}
-    return wanted.deliver(results[convert.id], out, name, digest_file(file), **evidence)
+        source = origins.from_file(file, source_format, wanted.parity, wanted.conversion, path, wanted.output_names)
+        results = wanted.run([source, *converting])
+    evidence = {**deliver.source_evidence(results["source"].facts), "parity_inputs": "real samples" if samples is not None else "random"}
+    return wanted.deliver(results, converting, out, name, modelfile.sha256(file), **evidence)
 
 
-def _from_object(model: Any, examples: Any, output_names: tuple[str, ...], wanted: _Wanted) -> Artifact:
+def _from_object(model: Any, examples: Any, wanted: _Wanted) -> Artifact:
     """Captures a live object here, as it cannot cross to another process; everything after that goes by files."""
     source = _source(model)
     plugins.require(source)
-    route = _route(source.format, wanted.format, wanted.route)
     samples = _named(model, examples).take(slice(0, wanted.parity.samples))
     _check_finite(samples)
+    origins.check_dynamic(source, wanted.conversion)
+    wanted.convert(of_source(source.format))  # what leads nowhere is not captured
     name = wanted.name or type(model).__name__
     out = wanted.path(name)
     with tempfile.TemporaryDirectory(prefix="edgekit-capture-") as scratch:
-        program = Path(scratch) / model_file(source.format)
-        expected = source.capture(model, samples.columns, program, outputs=output_names)
-        samples.write(Path(scratch) / "expected" / "inputs")
-        Dataset(expected, None, "outputs").write(Path(scratch) / "expected" / "outputs")
-        signature = Signature(inputs=_specs(samples.columns), outputs=_specs(expected))
-        convert = steps.convert(program, route, signature, Path(scratch) / "expected", wanted.parity)
-        made = run_steps([convert], wanted.store, wanted.listener)[convert.id]
-        return wanted.deliver(made, out, name, digest_file(program), output=next(iter(expected)))
+        program = _capture(source, model, samples, Path(scratch), wanted)
+        converting = wanted.convert(program)
+        made = wanted.run(list(converting))
+        assert isinstance(program.file, Path) and isinstance(program.signature, Signature)
+        digest, output = modelfile.sha256(program.file), program.signature.outputs[0].name
+        return wanted.deliver(made, converting, out, name, digest, output=output)
+
+
+def _capture(source: Any, model: Any, samples: Dataset, folder: Path, wanted: _Wanted) -> Program:
+    """Writes the program, and beside it what the live model computes: on the samples, and at other sizes where sizes stay free."""
+    file, expected = folder / model_file(source.format), folder / "expected"
+    dynamic: dict[str, Any] = wanted.conversion.dynamic
+    variants.check(dynamic, samples.columns)
+    free = {"dynamic": dynamic} if dynamic else {}
+    outputs = source.capture(model, samples.columns, file, outputs=wanted.output_names, **free)
+    samples.write(expected / "inputs")
+    Dataset(outputs, None, "outputs").write(expected / "outputs")
+    if not dynamic:
+        return Program(source.format, file, Signature(inputs=_specs(samples.columns), outputs=_specs(outputs)), expected)
+    runner = source.runner(model, file, samples.columns, outputs=wanted.output_names)
+    return Program(source.format, file, variants.record(runner, samples.columns, outputs, dynamic, expected), expected)
 
 
 def _source(model: Any) -> plugins.Source:
     found: plugins.Source | None = next((source for source in plugins.discover("sources").values() if source.accepts(model)), None)
     if found is None:
-        known = ", ".join(source.framework for source in plugins.discover("sources").values())
+        known = ", ".join(dict.fromkeys(source.framework for source in plugins.discover("sources").values()))
         raise ConfigError(f"cannot capture a {type(model).__module__}.{type(model).__name__}", hint=f"give a model of: {known}; or a model file")
     return found
-
-
-def _route(source: str, format: str, name: str | None) -> plugins.Route:
-    """The named route, else the first one whose framework is installed."""
-    routes = plugins.routes(source, format)
-    if name is None:
-        return routes[0]
-    for route in routes:
-        if route.name == name:
-            return route
-    raise NoRoute(f"route {name!r} does not convert {source} to {format}; known: {', '.join(route.name for route in routes)}")
 
 
 def _named(model: Any, examples: Any) -> Dataset:

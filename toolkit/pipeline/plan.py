@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import display, intake, plugins, resources
 from toolkit.config import PROJECT_FILE, Project, Recipe, Target
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.limits import check_against
-from toolkit.pipeline import measuring, steps
+from toolkit.pipeline import conversion, measuring, origins, steps
 from toolkit.pipeline.steps import Fact, Need, Step, model_file
 
 FLOAT = "float32"
@@ -110,6 +110,9 @@ def make_plan(project: Project, folder: Path) -> Plan:
         NoRoute: No installed plugin converts or quantizes as asked.
         InputRejected: The project's model file must not be read.
     """
+    if project.convert.layout:
+        hint = "use toolkit.export or edgekit export on the model, and measure that file on samples in its layout"
+        raise ConfigError("a project feeds one set of samples to every file, so their layout cannot differ", where="convert.layout", hint=hint)
     _all_there(project, folder)
     source_format = _source_format(project, folder)
     demands = [_demand(project, resources.load_target(name, folder), source_format) for name in project.targets]
@@ -118,12 +121,12 @@ def make_plan(project: Project, folder: Path) -> Plan:
     recipe = _recipe(project, folder)
     candidates = _candidates(project.name, demands, source_format)
     quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
-    preload = plugins.preload(plugins.get("sources", "torch")) if project.model.factory else ()
+    preload = plugins.preload(origins.source_of(project.model.framework)) if project.model.factory else ()
     chain = [steps.splits(project.data, folder, project.parity, task=project.task, seed=project.seed, apart=_apart(project, folder), preload=preload)]
     if recipe and any(candidate.scheme in plugins.quantizer(candidate.format, candidate.scheme).needs_calibration for candidate in quantized):
         chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data", "train")))
     chain += _source(project, folder, source_format)
-    chain += [_conversion(project, candidate, source_format) for candidate in candidates.values() if candidate.step.startswith("convert:")]
+    chain += _conversions(project, list(candidates.values()), source_format)
     chain += [steps.quantize(candidates[c.twin].model, c.format, c.scheme, recipe, Need("calibration", "calibration")) for c in quantized if recipe]
     chain.append(_source_evaluation(project, source_format))
     evaluations, rows = _evaluations(project, demands, candidates)
@@ -133,7 +136,9 @@ def make_plan(project: Project, folder: Path) -> Plan:
 
 def _all_there(project: Project, folder: Path) -> None:
     data, model = project.data, project.model
-    named = [("data.train", data.train), ("data.eval", data.eval), ("model.weights", model.weights), ("model.file", model.file)]
+    named = [("data.train", data.train), ("data.eval", data.eval), ("model.file", model.file)]
+    if model.weights and (not model.name or model.weights.suffix):  # a collection has names for its weights
+        named.append(("model.weights", model.weights))
     for key, path in [*named, *(("data.depends", path) for path in data.depends)]:
         if path is not None and not (folder / path).exists():
             raise InputRejected(f"does not exist; {key} of {PROJECT_FILE} names it", where=str(folder / path), hint="make the file, or mend the path")
@@ -143,8 +148,9 @@ def _source_format(project: Project, folder: Path) -> str:
     if project.model.file:
         file = folder / project.model.file
         return intake.check_model(file, plugins.format_of(file))
-    format: str = plugins.get("sources", "torch").format
-    return format
+    if project.model.name:
+        return origins.named(project.model.name, folder).source.format
+    return origins.source_of(project.model.framework).format
 
 
 def _demand(project: Project, target: Target, source_format: str) -> _Demand:
@@ -198,25 +204,33 @@ def _candidates(name: str, demands: list[_Demand], source_format: str) -> dict[s
 
 
 def _source(project: Project, folder: Path, source_format: str) -> list[Step]:
-    if project.model.file:
-        return [steps.source_from_file(folder / project.model.file, source_format, project.parity, steps.PARITY, project.model.outputs)]
+    model, wanted = project.model, project.convert
+    if model.file:
+        return [origins.from_file(folder / model.file, source_format, project.parity, wanted, steps.PARITY, model.outputs)]
+    if model.name:
+        named = replace(origins.named(model.name, folder), weights=origins.weights_of(model.weights, folder), task=model.task or project.task)
+        return [origins.from_name(named, project.parity, wanted, steps.PARITY, model.outputs)]
     apart = _apart(project, folder)
-    source = steps.source_from_factory(project.model, folder, project.parity, tuned=project.finetune is not None, apart=apart)
+    source = origins.from_factory(model, folder, project.parity, wanted, tuned=project.finetune is not None, apart=apart)
     if not project.finetune:
         return [source]
-    return [steps.finetune(project.finetune, project.model, folder, seed=project.seed, classes=project.data.classes, apart=apart), source]
+    return [steps.finetune(project.finetune, model, folder, seed=project.seed, classes=project.data.classes, apart=apart), source]
 
 
 def _apart(project: Project, folder: Path) -> tuple[Path, ...]:
     """What the project names as data or weights: the steps that read it follow it, the others need not."""
     named = (project.data.train, project.data.eval, *project.data.depends, project.model.weights, project.model.file)
-    return tuple(folder / path for path in named if path is not None)
+    model = origins.named(project.model.name, folder) if project.model.name else None
+    saved = (model.folder,) if model and model.folder else ()
+    return (*(folder / path for path in named if path is not None), *saved)
 
 
-def _conversion(project: Project, candidate: Candidate, source_format: str) -> Step:
-    route = plugins.routes(source_format, candidate.format)[0]
-    program = Need("source", model_file(source_format))
-    return steps.convert(program, route, Fact("source", "signature"), Need("source", "expected"), project.parity)
+def _conversions(project: Project, candidates: list[Candidate], source_format: str) -> list[Step]:
+    formats = [candidate.format for candidate in candidates if candidate.step.startswith("convert:")]
+    wanted = conversion.fitting(source_format, project.convert, formats)
+    program = conversion.of_source(source_format)
+    found = [step for format in formats for step in conversion.convert(program, format, wanted[format], project.parity)]
+    return list({step.id: step for step in found}.values())  # ways to several formats may share their first part
 
 
 def _source_evaluation(project: Project, source_format: str) -> Step:
@@ -292,6 +306,7 @@ _PURPOSES = {
     "finetune": "train the model",
     "source": "capture the model with its outputs on real samples",
     "convert": "convert, and compare with the source",
+    "via": "convert on the way to another format, and compare with the source",
     "quantize": "quantize, and read the bytes back",
     "evaluate": "run the held-out samples",
     "benchmark": "time one inference, interleaved with the float twin",

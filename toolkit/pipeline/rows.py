@@ -129,7 +129,7 @@ def make_row(
         memory=measured.get("memory"),
     )
     findings: tuple[Finding, ...] = () if error else budget_checks.judge(limits, evidence)
-    verdict, reason = (Verdict.FAIL, f"{error.code}: {error}") if error else budget_checks.row_verdict(findings)
+    verdict, reason = (Verdict.FAIL, f"{error.code}: {_one_line(error)}") if error else budget_checks.row_verdict(findings)
     return Row(
         artifact=artifact,
         format=format,
@@ -144,6 +144,12 @@ def make_row(
         findings=findings,
         **measured,
     )
+
+
+def _one_line(error: ToolkitError) -> str:
+    """A row's reason is a sentence, and an error of several routes has a line for each."""
+    first, *rest = (line.strip() for line in str(error).splitlines())
+    return f"{first}: {'; '.join(rest)}" if rest else first
 
 
 def refuse_unmeasured(limits: Budgets, facts: Facts) -> None:

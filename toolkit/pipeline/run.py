@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit import environment
+from toolkit import environment, modelfile
 from toolkit.artifact import Artifact, Frozen
 from toolkit.checks.baseline import Baseline
 from toolkit.config import load_project
@@ -222,7 +222,7 @@ def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> Row:
 
 
 def _size_bytes(made: Result, format: str) -> int | None:
-    return (made.folder / model_file(format)).stat().st_size if made.folder else None
+    return modelfile.size_bytes(made.folder / model_file(format)) if made.folder else None
 
 
 def _twin_size_bytes(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> int | None:
@@ -267,7 +267,7 @@ def _deliver(plan: Plan, results: Mapping[str, Result], folder: Path) -> tuple[A
                 format=candidate.format,
                 scheme=candidate.scheme,
                 parent_sha256=deliver.parent_digest(candidate, results, formats),
-                evidence={"output": results["source"].facts["output"], **_calibration_facts(plan, candidate, results)},
+                evidence={**deliver.source_evidence(results["source"].facts), **_calibration_facts(plan, candidate, results)},
             )
             delivered.append(artifact)
     return tuple(delivered)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from toolkit import intake, plugins
+from toolkit import intake, modelfile, plugins
 from toolkit.artifact import Artifact, Manifest, Signature
 from toolkit.config import Target
 from toolkit.contents import Contents
@@ -23,7 +23,7 @@ from toolkit.pipeline.deliver import check_writable, manifest_path
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.steps import Step, inspection
-from toolkit.store import Store, digest_file
+from toolkit.store import Store
 
 Samples = str | Path | Dataset | Mapping[str, Any]
 _RANDOM_SAMPLES = 16
@@ -59,7 +59,7 @@ def open_model(model: Artifact | str | Path, store: Store | None = None, *, to_l
         raise ConfigError(f"expected a model file, found a live {type(model).__name__}", hint="export it first: toolkit.export(...)")
     path = model.path if isinstance(model, Artifact) else Path(model)
     manifest = read_manifest(path)
-    if isinstance(model, Artifact) and path.is_file() and digest_file(path) != model.manifest.sha256:
+    if isinstance(model, Artifact) and modelfile.exists(path) and modelfile.sha256(path) != model.manifest.sha256:
         raise InputRejected("the file has changed since this artifact was made (SHA-256 differs)", where=str(path), hint="open it anew by its path")
     format = intake.check_model(path, manifest.format if manifest else plugins.format_of(path))
     facts = run_steps([inspection(path, format)], store, None)["inspect"].facts
@@ -96,13 +96,13 @@ def read_manifest(path: Path) -> Manifest | None:
         InputRejected: The manifest is damaged, or the file has changed since it was written.
     """
     file = manifest_path(path)
-    if not file.is_file() or not path.is_file():
+    if not file.is_file() or not modelfile.exists(path):
         return None
     try:
         manifest = Manifest.model_validate_json(file.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise InputRejected("the manifest is damaged", where=str(file), hint="delete it to use the model without its history") from error
-    if digest_file(path) != manifest.sha256:
+    if modelfile.sha256(path) != manifest.sha256:
         hint = "make the model again, or delete the manifest to use the file without its history"
         raise InputRejected("the file is not the one its manifest describes (SHA-256 differs)", where=str(path), hint=hint)
     return manifest
@@ -187,9 +187,12 @@ def runtime_of(target: Target, artifact: Artifact) -> plugins.Runtime:
     """Returns the target's runtime.
 
     Raises:
-        ConfigError: It does not execute the artifact's format.
+        ConfigError: It does not execute the artifact's format, or nothing here does.
     """
     runtime: plugins.Runtime = plugins.get("runtimes", target.runtime)
+    if not any(artifact.format in one.formats for one in plugins.discover("runtimes").values()):
+        hint = "convert the source to a format that something runs here; run: edgekit doctor"
+        raise ConfigError(f"no runtime executes {artifact.format} on this machine", where=str(artifact.path), hint=hint)
     if artifact.format not in runtime.formats:
         message = f"target {target.name!r} runs {', '.join(runtime.formats)} on {runtime.name}, found {artifact.format}"
         raise ConfigError(message, where=str(artifact.path), hint="choose a target whose runtime fits; run: edgekit targets")
@@ -204,7 +207,7 @@ def output_path(output: str | Path | None, name: str, scheme: str, format: str, 
         SetupError: The folder cannot be written.
     """
     out = Path(output) if output else Path(f"{name}.{scheme}.{format}")
-    if out.is_dir():
+    if out.is_dir() and out.suffix != f".{format}":
         out = out / f"{name}.{scheme}.{format}"
     if out.suffix != f".{format}":
         raise ConfigError(f"the file will be {format}, found the suffix {out.suffix!r}", where=str(out), hint=f"end its name in .{format}")

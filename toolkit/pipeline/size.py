@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import display
+from toolkit import display, modelfile
 from toolkit.errors import ConfigError, InputRejected
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -67,12 +67,12 @@ def check_sizes(files: Iterable[str | Path], *, max_size_bytes: int | str | None
     recorded = {} if baseline is None else _recorded(Path(baseline))
     checks = []
     for file in map(Path, files):
-        if not file.is_file():
+        if not file.is_file() and not modelfile.folder_format(file):
             raise InputRejected("is not a file" if file.exists() else "does not exist", where=str(file), hint="give model files")
         limits = [(asked, "--max-size-bytes")] if asked is not None else []
         limits += [(recorded[file.name], Path(str(baseline)).name)] if file.name in recorded else []
         limit, origin = min(limits) if limits else (None, "")
-        checks.append(SizeCheck(str(file), file.stat().st_size, limit, origin))
+        checks.append(SizeCheck(str(file), modelfile.size_bytes(file), limit, origin))
     return tuple(checks)
 
 

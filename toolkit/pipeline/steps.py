@@ -1,7 +1,7 @@
 """Steps: what a stage is asked to do, from which inputs.
 
-One builder per stage; this, :mod:`toolkit.pipeline.measuring` and the modules of single verbs know a stage's dotted name and which
-of its options decide its output.
+One builder per stage; this, :mod:`toolkit.pipeline.origins`, :mod:`toolkit.pipeline.conversion`, :mod:`toolkit.pipeline.measuring` and
+the modules of single verbs know a stage's dotted name and which of its options decide its output.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import plugins
-from toolkit.artifact import Signature
 from toolkit.config import Data, Finetune, Model, Parity, Recipe
+from toolkit.evidence import Attempt
 
 PROJECT = "project"
 """Role of a project's folder among a step's files: its code and everything beside it decide the output."""
@@ -83,10 +83,15 @@ class Step:
         apart: Files in a project's folder that are no part of its code, as the project names them as data or weights.
         plugins: Plugins that it calls; their versions decide the output.
         checks: What must hold before the output is published.
+        not_checked: Checks that cannot be done here, and why.
         preload: Modules that a server may import once for all steps that name the same ones.
         cached: Whether the output may come from the store. A latency never does.
         exclusive: Whether nothing may run beside it.
         partial: Whether it goes on with the inputs that exist when others failed.
+        route: What it is called where it is one of several ways to the same output; empty for all other steps.
+        preflight: Looks for what this way would fail on; its fact ``obstacles`` lists what it found.
+        otherwise: The next way to the same output, under the same identifier, for when this one falls.
+        passed_over: Ways that were ruled out before anything ran.
     """
 
     id: str
@@ -99,10 +104,15 @@ class Step:
     derived: Mapping[str, Fact] = field(default_factory=dict)
     apart: tuple[Path, ...] = ()
     checks: tuple[Check, ...] = ()
+    not_checked: Mapping[str, str] = field(default_factory=dict)
     preload: tuple[str, ...] = ()
     cached: bool = True
     exclusive: bool = False
     partial: bool = False
+    route: str = ""
+    preflight: Step | None = None
+    otherwise: Step | None = None
+    passed_over: tuple[Attempt, ...] = ()
 
     @property
     def upstream(self) -> set[str]:
@@ -168,71 +178,6 @@ def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, class
     )
 
 
-def source_from_factory(model: Model, folder: Path, parity: Parity, *, tuned: bool, apart: tuple[Path, ...]) -> Step:
-    """The project's model, captured as a program together with its outputs on real samples."""
-    needs = {"data": PARITY} | ({"weights": Need("finetune", "weights.safetensors")} if tuned else {})
-    files = {PROJECT: folder} | ({"weights": folder / model.weights} if model.weights and not tuned else {})
-    options = {"factory": model.factory, "outputs": list(model.outputs), "samples": parity.samples}
-    source = plugins.get("sources", "torch")
-    return Step("source", "toolkit.sources.stage:run", options, needs=needs, files=files, plugins=(source,), apart=apart)
-
-
-def source_from_file(file: Path, format: str, parity: Parity, data: Need | Path, outputs: tuple[str, ...] = ()) -> Step:
-    """A model file taken as it is, together with its outputs on real samples."""
-    runtime = plugins.runtime_for(format)
-    options = {"file": True, "format": format, "runtime": runtime.name, "samples": parity.samples, "outputs": list(outputs)}
-    needs, files = wire("data", data)
-    return Step(
-        "source",
-        "toolkit.sources.stage:run",
-        options,
-        needs=needs,
-        files={"model": file, **files},
-        plugins=(runtime,),
-        checks=(_audit(format, "float32"),),
-    )
-
-
-def convert(program: Need | Path, route: plugins.Route, signature: Signature | Fact, expected: Need | Path, parity: Parity) -> Step:
-    """A program in another format, published only if it computes what the source computes.
-
-    Args:
-        program: The source.
-        route: The route to take.
-        signature: The source's signature, or the fact that will tell it.
-        expected: Folder with the source's inputs and outputs on real samples.
-        parity: How close is close enough.
-    """
-    runtime = plugins.runtime_for(route.format)
-    expected_needs, expected_files = wire("expected", expected)
-    compare = Check(
-        "parity",
-        "toolkit.measure.parity:run",
-        model_file(route.format),
-        {"runtime": runtime.name, "min_sqnr_db": parity.min_sqnr_db, "name": model_file(route.format)},
-        needs=expected_needs,
-        files=expected_files,
-        plugins=(runtime,),
-    )
-    options: dict[str, Any] = {"route": route.name}
-    derived: dict[str, Fact] = {}
-    if isinstance(signature, Fact):
-        derived["signature"] = signature
-    else:
-        options["signature"] = signature.model_dump(mode="json")
-    needs, files = wire("program", program)
-    return Step(
-        f"convert:{route.format}",
-        "toolkit.convert.stage:run",
-        options,
-        needs=needs,
-        files=files,
-        plugins=(route,),
-        derived=derived,
-        checks=(compare, _audit(route.format, "float32")),
-    )
-
-
 def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calibration: Need | None) -> Step:
     """A quantized model, published only if its bytes are what its label says."""
     quantizer = plugins.quantizer(format, scheme)
@@ -247,7 +192,7 @@ def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calib
         needs=needs,
         files=files,
         plugins=(quantizer,),
-        checks=(_audit(format, scheme),),
+        checks=(audit(format, scheme),),
     )
 
 
@@ -257,7 +202,7 @@ def inspection(model: Path, format: str) -> Step:
     return Step("inspect", f"{module}:describe", {"format": format}, files={"model": model}, plugins=(looker,))
 
 
-def _audit(format: str, expect: str) -> Check:
+def audit(format: str, expect: str) -> Check:
     """The file's bytes must be what its label says."""
     module, looker = _looks_into(format)
     return Check("audit", f"{module}:run", model_file(format), {"format": format, "expect": expect}, plugins=(looker,))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from toolkit.evidence import Finding, Report, Row, StageRecord, Verdict, table_header
+from toolkit.evidence import Attempt, Finding, Report, Row, StageRecord, Verdict, table_header
 from toolkit.figures import show_change, show_latency, show_metric, show_name, show_size
 from toolkit.report import chart, wording
 from toolkit.report.style import CSS
@@ -24,6 +24,7 @@ def render(report: Report) -> str:
         _charts(report),
         _findings(report),
         _evidence(report),
+        _routes(report),
         _stages(report),
         _environment(report.environment),
     )
@@ -139,6 +140,20 @@ def _row_evidence(row: Row, lines: Iterable[tuple[str, str]]) -> str:
     body = "".join(f"<tr><td class='budget soft'>{_text(name)}</td><td class='any'>{_text(figure)}</td></tr>" for name, figure in lines)
     summary = f"<strong class='any'>{_text(row.artifact)}</strong> on {_text(row.target)}"
     return f"<details><summary>{summary}</summary><table><tbody>{body}</tbody></table></details>\n"
+
+
+def _routes(report: Report) -> str:
+    """Which route made each format, and why the others did not."""
+    body = "".join(_attempt(stage, attempt) for stage, attempt in wording.attempts_of(report))
+    header = "<th>conversion</th><th>route</th><th>what became of it</th><th class='number'>seconds</th>"
+    table = f"<div class='scroll'><table><thead><tr>{header}</tr></thead><tbody>\n{body}</tbody></table></div>"
+    return _section("Routes", table) if body else ""
+
+
+def _attempt(stage: StageRecord, attempt: Attempt) -> str:
+    seconds = "-" if attempt.seconds is None else f"{attempt.seconds:.2f}"
+    told = _text(wording.attempt_line(attempt))
+    return f"<tr><td>{_text(stage.step)}</td><td>{_text(attempt.route)}</td><td class='any'>{told}</td><td class='number'>{seconds}</td></tr>\n"
 
 
 def _stages(report: Report) -> str:

@@ -22,6 +22,7 @@ def render(report: Report) -> str:
         _prose(wording.skipped_line(report)),
         _findings(report),
         _evidence(report),
+        _routes(report),
         _stages(report),
         _prose(wording.stand_in_note(report)),
     ]
@@ -63,6 +64,14 @@ def _evidence(report: Report) -> str:
         [_code(row.artifact), _prose(row.target), _prose(name), _prose(figure)] for row in report.rows for name, figure in wording.evidence_of(row)
     ]
     return _folded(f"Evidence ({len(body)} figures)", _table(("artifact", "target", "figure", "measured"), body)) if body else ""
+
+
+def _routes(report: Report) -> str:
+    body = [
+        [_code(stage.step), _code(attempt.route), _prose(wording.attempt_line(attempt)), "-" if attempt.seconds is None else f"{attempt.seconds:.2f}"]
+        for stage, attempt in wording.attempts_of(report)
+    ]
+    return _folded(f"Routes ({len(body)})", _table(("conversion", "route", "what became of it", "seconds"), body)) if body else ""
 
 
 def _stages(report: Report) -> str:

@@ -49,7 +49,7 @@ def table(report: Report, width: int | None = None) -> Table:
 
 
 def render(report: Report, console: Console) -> None:
-    """Prints the whole report: headline, source, table, what does not pass, failed stages and the note on latency."""
+    """Prints the whole report: headline, source, table, what does not pass, failed stages, routes that fell and the note on latency."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -69,7 +69,7 @@ def render(report: Report, console: Console) -> None:
     for stage in wording.failed(report):
         for line, style, indent in _failure(stage):
             say(line, style=style, indent=indent)
-    for line in filter(None, (wording.skipped_line(report), wording.stand_in_note(report))):
+    for line in filter(None, (*wording.route_lines(report), wording.skipped_line(report), wording.stand_in_note(report))):
         say(line, style="dim")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from toolkit.evidence import Finding, Report, Row, StageRecord, Verdict, worst
+from toolkit.evidence import Attempt, Finding, Report, Row, StageRecord, Verdict, worst
 from toolkit.figures import (
     ClassChange,
     ColdStart,
@@ -24,6 +24,8 @@ from toolkit.figures import (
 )
 
 WHOLE_ROW = "row"
+# Said in the tables alone: that a framework is absent, or a route was not needed, is no fault of any route.
+_UNREMARKABLE = ("missing-extra", "not-needed")
 
 
 def counts(report: Report) -> str:
@@ -155,6 +157,28 @@ def skipped_line(report: Report) -> str:
     """Names the stages that never ran because something they need failed; empty when there are none."""
     steps = [stage.step for stage in report.stages if stage.status == "skipped"]
     return f"skipped, as something they need failed: {', '.join(steps)}" if steps else ""
+
+
+def attempts_of(report: Report) -> tuple[tuple[StageRecord, Attempt], ...]:
+    """Lists every route that was looked at, with the conversion it was looked at for."""
+    return tuple((stage, attempt) for stage in report.stages for attempt in stage.attempts)
+
+
+def attempt_line(attempt: Attempt) -> str:
+    """Says what became of a route, and why."""
+    told = f"{attempt.outcome}: {attempt.reason}" if attempt.reason else attempt.outcome
+    return told if attempt.outcome == "taken" or not attempt.hint else f"{told} (hint: {attempt.hint})"
+
+
+def route_lines(report: Report) -> tuple[str, ...]:
+    """Says which route was taken where another one fell before it; a stage that failed says so itself."""
+    lines = []
+    for stage in report.stages:
+        fallen = [one for one in stage.attempts if one.outcome != "taken" and one.code not in _UNREMARKABLE]
+        if fallen and stage.status != "failed":
+            taken = ", ".join(one.route for one in stage.attempts if one.outcome == "taken")
+            lines.append(f"{stage.step} took {taken}; " + "; ".join(f"{one.route} {one.outcome}: {one.reason}" for one in fallen))
+    return tuple(lines)
 
 
 def error_lines(stage: StageRecord) -> tuple[str, ...]:

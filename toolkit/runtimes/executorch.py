@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +25,14 @@ _HEADER = struct.Struct("<4s2s2s4sIQQQ")
 
 
 class ExecuTorch:
-    """Runs ``.pte`` files: programs that ExecuTorch's exporter wrote. Inputs and outputs have no names there but their places."""
+    """Runs ``.pte`` files: programs that ExecuTorch's exporter wrote.
+
+    Inputs and outputs have no names there but their places. Where a program has the constant methods ``get_input_names`` and
+    ``get_output_names``, as those that Edgekit writes, they name them.
+    """
 
     name = "executorch"
-    version = 1
+    version = 2
     modules: tuple[str, ...] = ("executorch", "torch")
     distributions: tuple[str, ...] = ("executorch", "torch")
     extra = "edgekit[executorch]"
@@ -60,19 +64,17 @@ class ExecuTorchSession:
     """A loaded program.
 
     Attributes:
-        signature: Inputs and outputs of the loaded program, ``input_0``, ``output_0`` and so on. A free size counts as
-            the largest one that the program was planned for.
+        signature: Inputs and outputs of the loaded program, by the names that it tells, else ``input_0``, ``output_0`` and so
+            on. A free size that it does not tell counts as the largest one that the program was planned for.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         import torch
 
-        method = module.method_meta(METHOD)
-        self.signature = Signature(
-            inputs=tuple(_spec(f"input_{index}", method.input_tensor_meta(index)) for index in range(method.num_inputs())),
-            outputs=tuple(_spec(f"output_{index}", method.output_tensor_meta(index)) for index in range(method.num_outputs())),
-        )
-        self._module, self._from_numpy = module, torch.from_numpy
+        self.signature = loaded.signature
+        free = [spec.name for spec in self.signature.inputs if any(isinstance(size, str) for size in spec.shape)]
+        self._bounded = {name: loaded.largest[name] for name in free}
+        self._module, self._from_numpy = loaded.module, torch.from_numpy
         self._inputs = [(spec.name, np.dtype(spec.dtype), len(spec.shape)) for spec in self.signature.inputs]
         self._outputs = [spec.name for spec in self.signature.outputs]
 
@@ -87,10 +89,22 @@ class ExecuTorchSession:
         try:
             if len(inputs) != len(self._inputs):
                 raise KeyError
+            self._check_room(inputs)
             found = self._module.forward([self._tensor(inputs[name], dtype, rank) for name, dtype, rank in self._inputs])
             return {name: tensor.numpy() for name, tensor in zip(self._outputs, found, strict=True)}
         except _RUNNING as error:
             raise complaints.cannot_run(self.signature, inputs, RUNTIME.name, error) from error
+
+    def _check_room(self, inputs: Arrays) -> None:
+        """Refuses free sizes beyond the planned ones, which ExecuTorch would write past."""
+        for name, largest in self._bounded.items():
+            shape = inputs[name].shape
+            if len(shape) == len(largest) and any(size > limit for size, limit in zip(shape, largest, strict=True)):
+                raise InputRejected(
+                    f"input {name!r} is {list(shape)}, the program was planned for at most {list(largest)}",
+                    where=f"{RUNTIME.name} inputs",
+                    hint="give smaller inputs, or convert the model with a larger bound",
+                )
 
     def _tensor(self, array: np.ndarray, dtype: np.dtype[Any], rank: int) -> Any:
         if array.dtype != dtype or array.ndim != rank:
@@ -99,7 +113,21 @@ class ExecuTorchSession:
         return self._from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C"))
 
 
-def load(model: Path, threads: int, *, recording: bool = False) -> Any:
+class Loaded(NamedTuple):
+    """A program in memory.
+
+    Attributes:
+        module: ExecuTorch's own object.
+        signature: Its inputs and outputs.
+        largest: The largest sizes of each input that memory was planned for.
+    """
+
+    module: Any
+    signature: Signature
+    largest: dict[str, tuple[int, ...]]
+
+
+def load(model: Path, threads: int, *, recording: bool = False) -> Loaded:
     """Loads a program with ExecuTorch's Python module.
 
     Raises:
@@ -112,10 +140,15 @@ def load(model: Path, threads: int, *, recording: bool = False) -> Any:
     try:
         portable_lib._unsafe_reset_threadpool(threads)
         verification = portable_lib.Verification.InternalConsistency
-        module = portable_lib._load_for_executorch(str(model), enable_etdump=recording, program_verification=verification)
+        module = portable_lib._load_for_executorch(str(model), program_verification=verification)
         if METHOD not in module.method_names():
             raise ValueError(f"it has the methods {', '.join(module.method_names())}, expected {METHOD!r}")
-        return module
+        signature = _signature(module)
+        method = module.method_meta(METHOD)
+        largest = {spec.name: tuple(method.input_tensor_meta(index).sizes()) for index, spec in enumerate(signature.inputs)}
+        if recording:  # anew, so that the calls that told the names are no part of the record
+            module = portable_lib._load_for_executorch(str(model), enable_etdump=True, program_verification=verification)
+        return Loaded(module, signature, largest)
     except _RUNNING as error:
         raise complaints.cannot_open(model, RUNTIME.name, error) from error
 
@@ -138,11 +171,39 @@ def _check(model: Path) -> None:
         raise complaints.cannot_open(model, RUNTIME.name, ValueError(problem))
 
 
-def _spec(name: str, tensor: Any) -> TensorSpec:
+def _signature(module: Any) -> Signature:
+    method = module.method_meta(METHOD)
+    inputs, outputs = range(method.num_inputs()), range(method.num_outputs())
+    sizes = _told(module, "get_input_sizes", len(inputs))
+    input_names = _told(module, "get_input_names", len(inputs)) or [f"input_{index}" for index in inputs]
+    output_names = _told(module, "get_output_names", len(outputs)) or [f"output_{index}" for index in outputs]
+    return Signature(
+        inputs=tuple(_spec(input_names[index], method.input_tensor_meta(index), sizes[index] if sizes else "") for index in inputs),
+        outputs=tuple(_spec(output_names[index], method.output_tensor_meta(index)) for index in outputs),
+    )
+
+
+def _told(module: Any, constant: str, count: int) -> list[str]:
+    """Returns the texts of a constant method, one for each input or output; none where the program has no such method."""
+    if constant not in module.method_names():
+        return []
+    found = [str(text) for text in module.run_method(constant, [])]
+    if len(found) != count or (constant.endswith("names") and len(set(found)) != count):
+        raise ValueError(f"its method {constant!r} gives {found}, expected {count} different texts")
+    return found
+
+
+def _spec(name: str, tensor: Any, told: str = "") -> TensorSpec:
     dtype = _DTYPES.get(tensor.dtype())
     if dtype is None:
         raise InputRejected(f"{name!r} has an element type that NumPy lacks", hint="export the program with float32 or integer inputs and outputs")
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(size) for size in tensor.sizes()))
+    shape: tuple[int | str, ...] = tuple(int(size) for size in tensor.sizes())
+    if told:  # a free size is told by its name; all others must be what was planned
+        named = told.split()
+        if len(named) != len(shape) or any(text.isdigit() and int(text) != size for text, size in zip(named, shape, strict=True)):
+            raise ValueError(f"its method 'get_input_sizes' says {told!r} of {name!r}, which was planned for {list(shape)}")
+        shape = tuple(int(text) if text.isdigit() else text for text in named)
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
 
 
 RUNTIME = ExecuTorch()

@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.mistakes import nearest
-from toolkit.plugins import Arrays
+from toolkit.plugins import Arrays, Session
 from toolkit.runtimes import complaints
 
 if TYPE_CHECKING:
@@ -70,7 +70,27 @@ class LiteRt:
 
         return litert_profile.open_profiled(model, threads=threads)
 
+    def open_batch(self, model: Path, *, threads: int, batch: int) -> Session:
+        """Loads the signature for a batch size of a file that has one for each of several, ``batch_4`` and so on.
+
+        Raises:
+            InputRejected: There is none for that size, or as :meth:`open`.
+            StageOutOfMemory: As :meth:`open`.
+        """
+        if batch == 1:
+            return self.open(model, threads=threads)
+        interpreter, name = self._interpreter(model, threads, "AUTO"), f"batch_{batch}"
+        known = sorted(interpreter.get_signature_list())
+        if name not in known:
+            hint = "export it with that batch size"
+            raise InputRejected(f"has no signature {name!r}; found {', '.join(known) or 'none'}", where=str(model), hint=hint)
+        return SignatureSession(interpreter.get_signature_runner(name))
+
     def _open(self, model: Path, threads: int, resolver: str) -> LiteRtSession:
+        interpreter = self._interpreter(model, threads, resolver)
+        return LiteRtSession(interpreter, *_details(interpreter, model))
+
+    def _interpreter(self, model: Path, threads: int, resolver: str) -> Any:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         try:
@@ -79,7 +99,7 @@ class LiteRt:
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError, MemoryError) as error:
             raise complaints.cannot_open(model, self.name, _spoken(error)) from error
-        return LiteRtSession(interpreter, *_details(interpreter, model))
+        return interpreter
 
 
 class LiteRtSession:
@@ -160,6 +180,37 @@ class LiteRtSession:
                 self._set(self._indices[name], array)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise complaints.cannot_run(self.signature, inputs, RUNTIME.name, _spoken(error)) from error
+
+
+class SignatureSession:
+    """One of several signatures of a file, in a subgraph of its own: only its runner reaches that.
+
+    Attributes:
+        signature: Its inputs and outputs.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self.signature = Signature(
+            inputs=tuple(_spec(name, details) for name, details in runner.get_input_details().items()),
+            outputs=tuple(_spec(name, details) for name, details in runner.get_output_details().items()),
+        )
+        self._run = runner
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Runs one batch.
+
+        Raises:
+            InputRejected: The arrays do not fit the signature.
+            StageFailed: The interpreter could not execute the model.
+            StageOutOfMemory: An allocation failed.
+        """
+        try:
+            if problem := complaints.misfit(self.signature, inputs):
+                raise ValueError(problem)
+            found = self._run(**inputs)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise complaints.cannot_run(self.signature, inputs, RUNTIME.name, _spoken(error)) from error
+        return {name: np.array(array) for name, array in found.items()}
 
 
 def _details(interpreter: Any, model: Path) -> tuple[Details, Details]:

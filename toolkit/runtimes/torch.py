@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +39,23 @@ class TorchRuntime:
 
         torch.set_num_threads(threads)
         program = pt2.load(model)
-        return TorchSession(program, program.module())
+        return TorchSession(program, program.module(), pt2.size_names(model, program))
 
 
 class TorchSession:
     """A loaded program.
 
     Attributes:
-        signature: Inputs and outputs of the loaded program.
+        signature: Inputs and outputs of the loaded program; free sizes by the names they were captured with, else by PyTorch's symbols.
     """
 
-    def __init__(self, program: Any, module: Any) -> None:
+    def __init__(self, program: Any, module: Any, sizes: Mapping[str, str] | None = None) -> None:
         import torch
 
         positional, named = _input_names(program)
         self.signature = Signature(
-            inputs=_specs(positional + named, program, program.graph_signature.user_inputs),
-            outputs=_specs(_output_names(program), program, program.graph_signature.user_outputs),
+            inputs=_specs(positional + named, program, program.graph_signature.user_inputs, sizes or {}),
+            outputs=_specs(_output_names(program), program, program.graph_signature.user_outputs, sizes or {}),
         )
         self._positional, self._named = positional, named
         self._outputs = [spec.name for spec in self.signature.outputs]
@@ -110,18 +110,18 @@ def _output_names(program: Any) -> list[str]:
     return [f"output_{index}" for index in range(spec.num_leaves)]
 
 
-def _specs(names: list[str], program: Any, nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def _specs(names: list[str], program: Any, nodes: Sequence[Any], sizes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     """Describes inputs or outputs by the example values that tracing left on their nodes."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    return tuple(_spec(name, values.get(node)) for name, node in zip(names, nodes, strict=True))
+    return tuple(_spec(name, values.get(node), sizes) for name, node in zip(names, nodes, strict=True))
 
 
-def _spec(name: str, value: Any) -> TensorSpec:
+def _spec(name: str, value: Any, sizes: Mapping[str, str]) -> TensorSpec:
     import torch
 
     if not isinstance(value, torch.Tensor):
         raise InputRejected(f"{name!r} is {type(value).__name__}, expected a tensor", hint="capture a model whose inputs and outputs are tensors")
-    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+    shape = tuple(pt2.size_text(size, sizes) for size in value.shape)
     return TensorSpec(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=shape)
 
 

@@ -1,4 +1,4 @@
-"""The stage at the entrance: a live model or a finished file becomes a captured program with recorded outputs.
+"""The stage at the entrance: a live model, a collection's or a finished file becomes a captured program with recorded outputs.
 
 It writes ``model.<format>`` and, as the reference that every later file is held against, ``expected/inputs/<name>.npy``
 and ``expected/outputs/<name>.npy`` (``[n x ...]``).
@@ -6,46 +6,52 @@ and ``expected/outputs/<name>.npy`` (``[n x ...]``).
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit import dataset, intake, plugins
+from toolkit import dataset, intake, modelfile, plugins
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.columns import check_columns, one_sample
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.factory import load_factory
 from toolkit.job import Facts, Job
+from toolkit.mistakes import nearest
+from toolkit.sources import variants
 
 PARITY_SAMPLES = 64
 
 
 def run(job: Job) -> Facts:
-    """Captures a model built by the user's factory, or takes a model file as it is.
+    """Captures a model that the user's factory or a collection builds, or takes a model file as it is.
 
     Args:
-        job: With option ``file``: inputs ``model`` and ``data``, options ``format`` and ``runtime``. Otherwise: inputs
-            ``project``, ``data`` and perhaps ``weights`` (``.safetensors``), options ``factory`` and perhaps
-            ``outputs``. ``data`` is a folder or file of samples; option ``samples`` says how many of them are recorded.
+        job: With option ``file``: inputs ``model`` and ``data``, options ``format`` and ``runtime``. With option ``collection``:
+            options ``model`` (its name there; after an input ``model``, a folder, only its part), ``weights`` and ``task``, inputs
+            ``data`` where there are samples and ``weights`` where they are a file. Otherwise: inputs ``project``, ``data`` and
+            perhaps ``weights`` (``.safetensors``), options ``factory`` and perhaps ``framework``. ``data`` is a folder or file of
+            samples. All kinds: options ``samples``, how many of them are recorded, and perhaps ``outputs`` and ``dynamic``.
 
     Returns:
         ``format``, ``signature``, ``output`` (name of the first output in the source's own order, which later formats need not
-        keep; ``None`` for a file with several outputs of which none was named), ``made_by`` and ``versions``.
+        keep; ``None`` for a file with several outputs of which none was named), ``made_by`` and ``versions``; for a collection also
+        ``examples`` (``given`` or ``made up``), ``task``, ``labels`` and ``notes``.
 
     Raises:
-        ConfigError: The factory or the runtime does not exist, or no source takes what the factory returns.
+        ConfigError: The factory, the collection, its model or the runtime does not exist, no source takes what the factory returns,
+            or the source cannot leave sizes free.
         InputRejected: The weights, the file or the samples do not fit the model.
         MissingExtra: The framework is not installed.
+        SetupError: A collection's weights are not on this machine.
         StageFailed: The user's code raises, or the framework cannot capture the model.
     """
+    if job.options.get("collection"):
+        return _take_name(job)
     samples = _samples(job)
-    facts = _take_file(job, samples) if job.options.get("file") else _capture(job, samples)
-    samples.write(job.out / "expected" / "inputs")
-    return facts
+    return _take_file(job, samples) if job.options.get("file") else _take_factory(job, samples)
 
 
 def _samples(job: Job) -> Dataset:
@@ -54,30 +60,73 @@ def _samples(job: Job) -> Dataset:
     return Dataset(first.columns, None, first.where)  # labels are answers, not inputs
 
 
-def _capture(job: Job, samples: Dataset) -> Facts:
+def _take_factory(job: Job, samples: Dataset) -> Facts:
     model = load_factory(job.inputs["project"], job.options["factory"])()
-    source = _source_for(model)
+    source = _source_for(model, job.options.get("framework"))
     plugins.require(source)
     job.progress(0, 2, f"{source.framework} model built")
     model = _prepare(source, model, job.inputs.get("weights"))
+    return _capture(job, source, model, samples, tuple(job.options.get("outputs") or ()))
+
+
+def _take_name(job: Job) -> Facts:
+    collection = plugins.get("collections", job.options["collection"])
+    plugins.require(collection)
+    weights = str(job.inputs["weights"]) if "weights" in job.inputs else job.options.get("weights")
+    model = f"{job.inputs.get('model', '')}{job.options.get('model') or ''}"
+    built = collection.build(model, weights=weights, task=job.options.get("task"))
+    job.progress(0, 2, f"{collection.name} model built")
+    source = _source_of(collection.framework)
+    made_up = "data" not in job.inputs
+    samples = Dataset(built.examples, None, "examples") if made_up else _samples(job)
+    _check_named_like(samples, built)
+    outputs = tuple(job.options.get("outputs") or built.outputs)
+    facts = _capture(job, source, _prepare(source, built.model, None), samples, outputs)
+    if made_up:
+        _check_varied(job.out / "expected" / "outputs", model)
+    given = {"examples": "made up" if made_up else "given", "task": built.task, "labels": list(built.labels), "notes": list(built.notes)}
+    return {**facts, **given, "versions": {**plugins.versions(collection), **facts["versions"]}}
+
+
+def _capture(job: Job, source: Any, model: Any, samples: Dataset, outputs: tuple[str, ...]) -> Facts:
+    """Captures a live model; free sizes are handed on only when they are asked for."""
+    dynamic = variants.axes(job.options.get("dynamic") or {})
+    if dynamic and "dynamic" not in getattr(source, "options", ()):
+        raise ConfigError(f"source {source.name!r} does not know free sizes", where="convert.dynamic", hint="leave dynamic out")
+    variants.check(dynamic, samples.columns)
     out = job.out / f"model.{source.format}"
-    expected = source.capture(model, samples.columns, out, outputs=tuple(job.options.get("outputs") or ()))
+    expected = source.capture(model, samples.columns, out, outputs=outputs, **({"dynamic": dynamic} if dynamic else {}))
     job.progress(2, 2, f"{len(samples)} samples recorded")
-    _record(expected, job.out)
+    _record(samples, expected, job.out)
     signature = Signature(inputs=_specs(samples.columns), outputs=_specs(expected))
+    if dynamic:
+        run = source.runner(model, out, samples.columns, outputs=outputs)
+        signature = variants.record(run, samples.columns, expected, dynamic, job.out / "expected")
     return _facts(source.format, signature, source)
 
 
-def _source_for(model: Any) -> Any:
-    sources = plugins.discover("sources")
-    for source in sources.values():
-        if source.accepts(model):
+def _source_for(model: Any, framework: str | None) -> Any:
+    """Returns the source that takes what a factory returned: the named framework's, or any."""
+    sources = list(plugins.discover("sources").values()) if framework is None else [_source_of(framework)]
+    for source in sources:
+        if not plugins.missing_modules(source) and source.accepts(model):
             return source
-    raise ConfigError(
-        f"the factory returned a {type(model).__module__}.{type(model).__qualname__}, which no source captures; installed: {', '.join(sources)}",
-        where="factory",
-        hint="return the model itself, for example a torch.nn.Module",
-    )
+    found = f"{type(model).__module__}.{type(model).__qualname__}"
+    if framework is None:
+        what = f"the factory returned a {found}, which no source captures; installed: {', '.join(source.name for source in sources)}"
+        raise ConfigError(what, where="factory", hint="return the model itself, for example a torch.nn.Module")
+    plugins.require(sources[0])
+    what = f"the factory returned a {found}, which is no model of {framework}"
+    raise ConfigError(what, where="factory", hint="return the model itself, or say its framework: model.framework")
+
+
+def _source_of(framework: str) -> Any:
+    sources = list(plugins.discover("sources").values())
+    for source in sources:
+        if source.framework == framework:
+            return source
+    known = [source.framework for source in sources]
+    raise ConfigError(f"no source captures models of {framework!r}", where="model.framework", hint=nearest(framework, known))
 
 
 def _prepare(source: Any, model: Any, weights: Path | None) -> Any:
@@ -89,24 +138,75 @@ def _prepare(source: Any, model: Any, weights: Path | None) -> Any:
     return model
 
 
+def _check_named_like(samples: Dataset, built: plugins.Built) -> None:
+    """Holds samples against the inputs that a collection's model is known to take; some of them may be left out, none renamed."""
+    columns, known = samples.columns, built.examples
+    unknown = [name for name in columns if name not in known]
+    if unknown or not columns:
+        hint = "name the arrays like the model's inputs"
+        raise InputRejected(f"columns are {sorted(columns)}, the model's inputs are {sorted(known)}", where=samples.where, hint=hint)
+    for name, column in columns.items():
+        made = known[name]
+        if column.ndim != made.ndim or column.dtype.kind != made.dtype.kind:
+            found, wanted = (f"[{' x '.join(map(str, one.shape[1:]))}] {one.dtype}" for one in (column, made))
+            hint = "prepare the samples with the transform the model was trained with"
+            raise InputRejected(f"column {name!r} has samples of {found}, the model takes {wanted} or the like", where=samples.where, hint=hint)
+
+
+def _check_varied(outputs: Path, model: str) -> None:
+    """Examples whose outputs are all alike would show nothing about a converted file."""
+    recorded = dataset.load(outputs).columns
+    if all(len(column) > 1 and not np.ptp(column.astype(np.float64), axis=0).any() for column in recorded.values()):
+        hint = "give samples of your own, or trained weights"
+        raise InputRejected("all made up examples have the same outputs, so that they show nothing", where=model or "examples", hint=hint)
+
+
 def _take_file(job: Job, samples: Dataset) -> Facts:
     model, runtime = job.inputs["model"], plugins.get("runtimes", job.options["runtime"])
     plugins.require(runtime)
     format = intake.check_model(model, job.options.get("format"))
     _whole(model, format)
     out = job.out / f"model.{format}"
-    shutil.copyfile(model, out)
-    session = runtime.open(out, threads=1)
+    modelfile.copy(model, out)
+    session = _open(runtime, out, samples)
     check_columns(samples, session.signature)
+    columns = {spec.name: samples.columns[spec.name].astype(np.dtype(spec.dtype)) for spec in session.signature.inputs}
+    expected = _run_one_by_one(job, session, samples)
+    _record(samples, expected, job.out)
+    first = {name: column[:1] for name, column in columns.items()}
+    signature = Signature(inputs=_specs(first), outputs=_specs(expected))
+    output = _scores_of(signature, job.options.get("outputs") or ())
+    if dynamic := variants.axes(job.options.get("dynamic") or {}):
+        _check_free(session.signature, dynamic)
+        signature = variants.record(session.run, columns, expected, dynamic, job.out / "expected")
+    return {**_facts(format, signature, runtime), "output": output, "made_by": "file"}
+
+
+def _open(runtime: Any, model: Path, samples: Dataset) -> Any:
+    """Opens a file; a runtime of a format that does not say what it takes has ``open_with``, which learns it from samples."""
+    if hasattr(runtime, "open_with"):
+        return runtime.open_with(model, threads=1, examples={name: column[:1] for name, column in samples.columns.items()})
+    return runtime.open(model, threads=1)
+
+
+def _run_one_by_one(job: Job, session: Any, samples: Dataset) -> dict[str, np.ndarray]:
     rows = []
     for row in range(len(samples)):
         rows.append(session.run(one_sample(samples, row, session.signature)))
         job.progress(row + 1, len(samples), "recording outputs")
-    expected = {spec.name: np.concatenate([row[spec.name] for row in rows]) for spec in session.signature.outputs}
-    _record(expected, job.out)
-    inputs = {spec.name: one_sample(samples, 0, session.signature)[spec.name] for spec in session.signature.inputs}
-    signature = Signature(inputs=_specs(inputs), outputs=_specs(expected))
-    return {**_facts(format, signature, runtime), "output": _scores_of(signature, job.options.get("outputs") or ()), "made_by": "file"}
+    return {spec.name: np.concatenate([row[spec.name] for row in rows]) for spec in session.signature.outputs}
+
+
+def _check_free(signature: Signature, dynamic: Mapping[str, Mapping[int, str]]) -> None:
+    """Makes sure that a file leaves free what shall be free; a size that it has fixed can no longer be freed."""
+    shapes = {spec.name: spec.shape for spec in signature.inputs}
+    for name, axes in dynamic.items():
+        if name not in shapes:
+            raise ConfigError(f"there is no input {name!r}", where="convert.dynamic", hint=nearest(name, list(shapes)))
+        for axis in axes:
+            if axis >= len(shapes[name]) or not isinstance(shapes[name][axis], str):
+                fixed = f"axis {axis} of {name!r} is not free in the file: [{' x '.join(map(str, shapes[name]))}]"
+                raise ConfigError(fixed, where="convert.dynamic", hint="export the file with that size free, or leave it fixed")
 
 
 def _scores_of(signature: Signature, named: Sequence[str]) -> str | None:
@@ -130,13 +230,14 @@ def _whole(model: Path, format: str) -> None:
         raise InputRejected("keeps its weights in another file, which would be left behind", where=model.name, hint=hint)
 
 
-def _record(expected: dict[str, np.ndarray], out: Path) -> None:
+def _record(samples: Dataset, expected: dict[str, np.ndarray], out: Path) -> None:
     if not expected:
         raise InputRejected("the model has no outputs", where="outputs", hint="return at least one tensor")
     for name in expected:
         if not name or Path(name).name != name or "\\" in name:
             raise InputRejected(f"output name {name!r} cannot be a file name", where="outputs", hint="rename that output in the model")
     Dataset(expected, None, "outputs").write(out / "expected" / "outputs")
+    samples.write(out / "expected" / "inputs")
 
 
 def _specs(columns: Any) -> tuple[TensorSpec, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit import pt2
-from toolkit.errors import InputRejected, StageFailed
+from toolkit.errors import InputRejected, ParityFailed, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays, Source
+from toolkit.sources import torch_faults, torch_sizes, variants
+from toolkit.stats.signal import sqnr_db
 from toolkit.weights import load_weights
 
 if TYPE_CHECKING:
@@ -26,19 +29,22 @@ if TYPE_CHECKING:
 
 # Two runs of the same sample may differ by rounding when threads share a sum; random layers differ by far more.
 _REPEAT_TOLERANCE = 1e-5
+# The captured program and the live model run the same kernels: they differ by rounding, or not at all.
+_CAPTURED_DB = 60.0
 
 
 class TorchSource:
     """Captures ``torch.nn.Module``."""
 
     name = "torch"
-    version = 1
+    version = 2
     format = "pt2"
     framework = "torch"
     modules: tuple[str, ...] = ("torch",)
     distributions: tuple[str, ...] = ("torch",)
     extra = "edgekit[torch]"
     preload = pt2.PRELOAD
+    options: tuple[str, ...] = ("dynamic",)
 
     def accepts(self, model: object) -> bool:
         """Whether ``model`` is an ``nn.Module``; never imports torch, because a live module has done so already."""
@@ -54,7 +60,9 @@ class TorchSource:
             load_weights(model, weights)
         return model.eval()
 
-    def capture(self, model: Any, examples: Arrays, out: Path, *, outputs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    def capture(
+        self, model: Any, examples: Arrays, out: Path, *, outputs: tuple[str, ...] = (), dynamic: Mapping[str, Mapping[int, str]] | None = None
+    ) -> dict[str, np.ndarray]:
         """Writes the program to ``out`` and returns the live model's outputs, computed one sample at a time.
 
         Inputs are passed by keyword when ``forward`` has parameters of all the examples' names, otherwise by position in
@@ -66,38 +74,49 @@ class TorchSource:
             examples: Inputs by name, ``[n x ...]``.
             out: The ``.pt2`` file to write.
             outputs: Names of the outputs, in order.
+            dynamic: Names of the sizes that stay free, by input and axis; equal names are equal sizes.
 
         Returns:
             Outputs by name, ``[n x ...]``.
 
         Raises:
-            InputRejected: The model is in training mode, not on the CPU or not deterministic, names do not fit, or an
-                output is not a tensor with the batch first.
+            ConfigError: ``dynamic`` names an input or an axis that does not exist.
+            InputRejected: The model is in training mode, not on the CPU, not float32, not deterministic, or keeps state; names do
+                not fit; an output is not a tensor with the batch first; or the model fixes a size that shall be free.
             StageFailed: The model raises on the examples, or ``torch.export`` cannot capture it.
         """
         import torch
 
-        _check_model(model)
+        torch_faults.check_model(model)
         _check_examples(examples)
+        free = variants.axes(dynamic or {})
+        variants.check(free, examples)
         named = _named(model, tuple(examples), outputs)
         with torch.inference_mode():
             expected = _live_outputs(named, list(_samples(examples)))
-        first = next(_samples(examples))
-        out.write_bytes(_export(named, first))
+        out.write_bytes(_export(named, _sample_of(examples, free), free))
         return expected
+
+    def runner(self, model: Any, program: Path, examples: Arrays, *, outputs: tuple[str, ...] = ()) -> variants.Run:
+        """Returns a function that runs the live model on a batch of any size, and holds the captured program against it.
+
+        Args:
+            model: The live module that was captured.
+            program: What :meth:`capture` wrote.
+            examples: Inputs by name, as they were given to it.
+            outputs: Names of the outputs, as they were given to it.
+        """
+        named = _named(model, tuple(examples), outputs)
+        captured = pt2.load(program).module()
+        return lambda inputs: _run_both(named, captured, inputs)
+
+    def notes(self, model: Any) -> dict[str, Any]:
+        """Returns what is worth knowing about a live model: ``tied_weights``, the names of parameters that are one tensor."""
+        tied = torch_faults.tied_weights(model)
+        return {"tied_weights": tied} if tied else {}
 
 
 SOURCE: Source = TorchSource()
-
-
-def _check_model(model: torch.nn.Module) -> None:
-    training = [name or "the model" for name, module in model.named_modules() if module.training]
-    if training:
-        raise InputRejected(f"the model is in training mode (first: {training[0]})", where=type(model).__name__, hint="call model.eval() first")
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    away = [f"{name} on {tensor.device}" for name, tensor in tensors if tensor.device.type != "cpu"]
-    if away:
-        raise InputRejected(f"the model is not on the CPU (first: {away[0]})", where=type(model).__name__, hint="call model.cpu() first")
 
 
 def _check_examples(examples: Arrays) -> None:
@@ -129,12 +148,17 @@ def _named(model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, 
             super().__init__()
             self.model = model
             self.training = False
+            self.written: list[str] = []  # inputs that the model writes into; it gets copies, so that callers keep theirs
 
         def forward(self, **named: torch.Tensor) -> dict[str, torch.Tensor]:
-            values = {name: named[name] for name in inputs}
+            values = {name: named[name].clone() if name in self.written else named[name] for name in inputs}
             result = self.model(**values) if by_keyword else self.model(*values.values())
-            return _name_outputs(result, outputs)
+            return _apart(_name_outputs(result, outputs), values)
 
+    # Parameters of these names, not a dict: torch.export writes its checks of sizes in terms of the parameters.
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
+    own = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *parameters])
+    Named.forward.__signature__ = own  # type: ignore[attr-defined]  # inspect.signature documents it
     return Named()
 
 
@@ -191,6 +215,16 @@ def _tensors(found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _apart(outputs: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+    """Copies an output that is an input or another output: converters would merge the two, and one name would be lost."""
+    seen = [id(value) for value in inputs.values()]
+    made = {}
+    for name, value in outputs.items():
+        made[name] = value.clone() if id(value) in seen else value
+        seen.append(id(value))
+    return made
+
+
 def _samples(examples: Arrays) -> Iterator[dict[str, torch.Tensor]]:
     import torch
 
@@ -200,8 +234,12 @@ def _samples(examples: Arrays) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _live_outputs(named: torch.nn.Module, samples: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
-    again = _run(named, {name: value.clone() for name, value in samples[0].items()})
+    given = {name: value.clone() for name, value in samples[0].items()}
+    again = _run(named, given)
+    named.written = torch_faults.changed_inputs(samples[0], given)
+    buffers = torch_faults.Buffers(named.model)  # after the first run, which may fill caches for good
     rows = [_run(named, sample) for sample in samples]
+    buffers.check_unchanged()
     for name, value in again.items():
         if not np.allclose(value, rows[0][name], rtol=0, atol=_REPEAT_TOLERANCE * _largest(value), equal_nan=True):
             raise InputRejected(
@@ -221,15 +259,42 @@ def _run(named: torch.nn.Module, sample: dict[str, torch.Tensor]) -> dict[str, n
     except CODE_ERRORS as error:
         shapes = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in sample.items())
         raise StageFailed(f"the model raised {first_line(error)}", where=f"forward on {shapes}", hint="give samples the model accepts") from error
+    rows = {value.shape[0] for value in sample.values()}
     for name, value in result.items():
-        if value.ndim < 1 or value.shape[0] != 1:
-            raise InputRejected(
-                f"output {name!r} of one sample has shape {list(value.shape)}", where="outputs", hint="return the batch as first axis"
-            )
+        if value.ndim < 1 or value.shape[0] not in rows:
+            given = "one sample" if rows == {1} else f"a batch of {max(rows)}"
+            raise InputRejected(f"output {name!r} of {given} has shape {list(value.shape)}", where="outputs", hint="return the batch as first axis")
     return {name: value.numpy() for name, value in result.items()}
 
 
-def _export(named: torch.nn.Module, sample: dict[str, torch.Tensor]) -> bytes:
+def _run_both(named: torch.nn.Module, captured: Any, inputs: Arrays) -> dict[str, np.ndarray]:
+    import torch
+
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+    with torch.inference_mode():
+        live = _run(named, {name: value.clone() for name, value in tensors.items()})
+        try:
+            found = {name: value.numpy() for name, value in captured(**tensors).items()}
+        except CODE_ERRORS as error:
+            raise InputRejected(f"the captured program refuses it: {first_line(error)}", where="torch.export") from error
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+    for name, value in live.items():
+        if found[name].shape != value.shape or sqnr_db(value, found[name]) < _CAPTURED_DB:
+            what = f"torch.export captured another computation: output {name!r} differs from the live model's"
+            raise ParityFailed(what, where=shapes, hint="leave that size fixed; forward decides something by it")
+    return live
+
+
+def _sample_of(examples: Arrays, free: variants.Axes) -> dict[str, torch.Tensor]:
+    """What the program is captured for: one sample, but two of everything where a size is free, as a 1 would become a constant."""
+    import torch
+
+    names = {size: examples[name].shape[axis] if axis else 2 for name, sizes in free.items() for axis, size in sizes.items()}
+    sample = variants.batch(examples, free, {size: max(2, length) for size, length in names.items()})
+    return {name: torch.from_numpy(np.array(value)) for name, value in sample.items()}
+
+
+def _export(named: torch.nn.Module, sample: dict[str, torch.Tensor], free: variants.Axes) -> bytes:
     import torch
     from torch._export.error import ExportError, InternalError
     from torch._export.verifier import SpecViolationError
@@ -237,10 +302,10 @@ def _export(named: torch.nn.Module, sample: dict[str, torch.Tensor]) -> bytes:
     try:
         # no_grad, not inference_mode: inference tensors cannot be saved for tracing.
         with torch.no_grad():
-            program = torch.export.export(named, (), kwargs=sample)
+            program = torch_sizes.export(named, sample, free)
             _forget_origin(program, sample)
             buffer = io.BytesIO()  # a file's name would become part of the archive's bytes
-            torch.export.save(program, buffer)
+            torch.export.save(program, buffer, extra_files={pt2.FREE_SIZES: json.dumps(free)} if free else None)
     except (*CODE_ERRORS, ExportError, InternalError, SpecViolationError) as error:
         raise StageFailed(
             f"torch.export cannot capture the model: {first_line(error)}",

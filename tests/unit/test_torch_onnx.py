@@ -1,0 +1,250 @@
+"""PyTorch to ONNX: operator sets, the guarded clean-up, the limit of one file, and what preflight finds."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxslim")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from toolkit import onnx_files, plugins  # noqa: E402
+from toolkit.artifact import Signature, TensorSpec  # noqa: E402
+from toolkit.convert import torch_onnx  # noqa: E402
+from toolkit.convert.torch_onnx import ROUTE  # noqa: E402
+from toolkit.errors import InputRejected, StageFailed  # noqa: E402
+from toolkit.sources.torch import SOURCE  # noqa: E402
+
+N = 3
+IMAGES = np.random.default_rng(0).normal(size=(N, 3, 8, 8)).astype(np.float32)
+
+
+class Net(torch.nn.Module):
+    """Has what old operator sets lack: a hard swish (14), a mean over axes as an input (18), a GELU (20)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Hardswish())
+        self.head = torch.nn.Linear(4, 5)
+
+    def forward(self, image):
+        return {"scores": self.head(torch.nn.functional.gelu(self.stem(image).mean((2, 3))))}
+
+
+class Normed(torch.nn.Module):
+    def forward(self, image):
+        return {"scores": torch.nn.functional.layer_norm(image, (8,))}
+
+
+def specs(columns, free=()):
+    return tuple(TensorSpec(name=n, dtype=str(c.dtype), shape=(*(free or (1,)), *c.shape[1:])) for n, c in columns.items())
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory):
+    """Program, signature and expected outputs of the little network."""
+    torch.manual_seed(0)
+    return make(tmp_path_factory.mktemp("net"), Net())
+
+
+def make(folder, model, free=None):
+    program = folder / "m.pt2"
+    expected = SOURCE.capture(model.eval(), {"image": IMAGES}, program, dynamic={"image": {0: "batch"}} if free else None)
+    return program, Signature(inputs=specs({"image": IMAGES}, free), outputs=specs(expected, free)), expected
+
+
+def outputs(file, images=IMAGES):
+    session = plugins.get("runtimes", "onnxruntime").open(file, threads=1)
+    return np.concatenate([session.run({"image": images[row : row + 1]})["scores"] for row in range(len(images))])
+
+
+def clean_up(file):
+    return {entry.key: entry.value for entry in onnx.load(file).metadata_props}[onnx_files.CLEAN_UP]
+
+
+@pytest.mark.parametrize("opset", [13, 15, 17, 18, 19, 20, 21])
+def test_an_operator_set_is_what_was_asked_for(captured, tmp_path, opset):
+    program, signature, expected = captured
+    ROUTE.convert(program, tmp_path / "m.onnx", signature, opset=opset)
+    model = onnx.load(tmp_path / "m.onnx")
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    since = {node.op_type: onnx.defs.get_schema(node.op_type, opset).since_version for node in model.graph.node}  # raises for unknown operators
+    assert max(since.values()) <= opset
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx"), expected["scores"], rtol=1e-4, atol=1e-6)
+    assert "model.head/Gemm" in [node.name for node in model.graph.node]  # the layer's name, also after tracing
+
+
+def test_the_same_bytes_twice_also_when_traced(captured, tmp_path):
+    program, signature, _ = captured
+    for name in ("a", "b"):
+        ROUTE.convert(program, tmp_path / name, signature, opset=13)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_an_operator_set_that_cannot_be_had_is_refused_with_those_that_can(tmp_path):
+    program, signature, _ = make(tmp_path, Net(), free=("batch",))
+    with pytest.raises(StageFailed, match=r"cannot be had in ONNX opset 13: PyTorch's older exporter takes no free sizes; it can in .*20, 21"):
+        ROUTE.convert(program, tmp_path / "m.onnx", signature, opset=13)
+
+
+def test_a_relabelled_operator_set_is_not_taken(captured, monkeypatch):
+    """A converter that changes the label alone: LayerNormalization does not exist in set 13."""
+    import onnx.version_converter
+
+    model = chain("LayerNormalization")
+
+    def relabel(given, wanted):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(given)
+        changed.opset_import[0].version = wanted
+        return changed
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", relabel)
+    assert onnx_files.with_opset(model, 13, {"x": np.ones((1, 4), np.float32)}) is None
+    monkeypatch.setattr(onnx.version_converter, "convert_version", lambda given, wanted: given)
+    assert onnx_files.with_opset(model, 18, {"x": np.ones((1, 4), np.float32)}) is None  # says 17 still
+
+
+def chain(operator="Identity", value=2.0):
+    scale = numpy_helper.from_array(np.full(4, value, np.float32), "scale")
+    inputs = ["x", "scale"] if operator in ("LayerNormalization", "Mul") else ["x"]
+    graph = helper.make_graph(
+        [helper.make_node(operator, inputs, ["y"], "first")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [scale],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_clean_up_that_changes_an_output_is_undone():
+    x = {"x": np.arange(4, dtype=np.float32)[None]}
+    model = chain("Mul", 2.0)
+    kept, note = onnx_files.guarded(model, lambda copy: chain("Mul", 2.001), x, "sweeper")
+    assert kept is model and "sweeper changed an output by 0.0005" in note
+
+    taken, note = onnx_files.guarded(model, lambda copy: chain("Mul", 2.0 + 1e-6), x, "sweeper")
+    assert taken is not model and note == "sweeper"
+
+    def fails(copy):
+        copy.graph.node.pop()
+        raise ValueError("no idea")
+
+    kept, note = onnx_files.guarded(model, fails, x, "sweeper")
+    assert kept is model and len(model.graph.node) == 1 and note == "kept as it was: sweeper failed: ValueError: no idea"
+
+
+def test_an_optimizer_that_changes_an_output_is_undone_in_the_route(captured, tmp_path, monkeypatch):
+    program, signature, expected = captured
+    export = torch_onnx._export
+
+    def spoiled(program, signature, *, optimize, opset=None):
+        model = export(program, signature, optimize=optimize, opset=opset)
+        if optimize:
+            bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias"))
+            bias.raw_data = (np.frombuffer(bias.raw_data, np.float32) * 1.01).tobytes()
+        return model
+
+    monkeypatch.setattr(torch_onnx, "_export", spoiled)
+    ROUTE.convert(program, tmp_path / "m.onnx", signature)
+    assert clean_up(tmp_path / "m.onnx").startswith("kept as exported: onnxscript changed an output by 0.00")
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx"), expected["scores"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_clean_up_can_be_left_out(captured, tmp_path):
+    program, signature, expected = captured
+    ROUTE.convert(program, tmp_path / "clean.onnx", signature)
+    ROUTE.convert(program, tmp_path / "raw.onnx", signature, clean_up=False)
+    clean, raw = onnx.load(tmp_path / "clean.onnx"), onnx.load(tmp_path / "raw.onnx")
+    assert (clean_up(tmp_path / "clean.onnx"), clean_up(tmp_path / "raw.onnx")) == ("onnxscript", "not asked for")
+    assert len(raw.graph.node) > len(clean.graph.node)
+    np.testing.assert_allclose(outputs(tmp_path / "raw.onnx"), expected["scores"], rtol=1e-4, atol=1e-6)
+
+
+def test_what_one_file_cannot_hold_is_refused_before_the_work(captured, tmp_path, monkeypatch):
+    program, signature, _ = captured
+    monkeypatch.setattr(onnx_files, "MAX_BYTES", 100)
+    monkeypatch.setattr(torch_onnx, "_export", lambda *args, **options: pytest.fail("exported all the same"))
+    with pytest.raises(InputRejected, match="one ONNX file holds") as caught:
+        ROUTE.convert(program, tmp_path / "m.onnx", signature)
+    assert "another" in caught.value.hint or "without that limit" in caught.value.hint
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_weights_that_grew_on_the_way_are_refused_when_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "MAX_BYTES", 15)
+    with pytest.raises(InputRejected, match="one ONNX file holds"):
+        onnx_files.save(chain("Mul"), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_preflight_names_the_layer_of_an_operator_without_counterpart(tmp_path):
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvalsh(x @ x.transpose(-1, -2))
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.odd = torch.nn.Conv2d(3, 3, 1), Odd()
+
+        def forward(self, image):
+            return {"scores": self.odd(self.first(image))}
+
+    program, signature, _ = make(tmp_path, Model())
+    found = ROUTE.preflight(program, signature)
+    assert [(one.layer, one.reason) for one in found] == [("odd", "has no ONNX counterpart")]
+    assert "eigh" in found[0].operator
+    with pytest.raises(StageFailed, match=r"eigh.* \(layer odd\) has no ONNX counterpart"):
+        ROUTE.convert(program, tmp_path / "m.onnx", signature)
+
+
+def test_preflight_is_silent_about_what_converts(captured):
+    program, signature, _ = captured
+    assert ROUTE.preflight(program, signature) == []
+
+
+def test_a_free_batch_keeps_its_name(tmp_path):
+    program, signature, _ = make(tmp_path, Net(), free=("batch",))
+    ROUTE.convert(program, tmp_path / "m.onnx", signature)
+    session = plugins.get("runtimes", "onnxruntime").open(tmp_path / "m.onnx", threads=1)
+    assert session.signature == signature
+    both = session.run({"image": IMAGES})["scores"]
+    np.testing.assert_allclose(both, outputs(tmp_path / "m.onnx"), rtol=1e-4, atol=1e-6)
+
+
+def test_the_check_sees_sizes_that_are_not_the_signatures():
+    wrong = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 4)),), outputs=(TensorSpec(name="y", dtype="float32", shape=(1, 4)),)
+    )
+    with pytest.raises(StageFailed, match=r"the sizes \[1, 4\], expected \['batch', 4\]"):
+        onnx_files.check(chain(), wrong, "here")
+
+
+def test_invalid_onnx_is_refused_though_its_weights_are_not_read():
+    right = Signature(inputs=(TensorSpec(name="x", dtype="float32", shape=(1, 4)),), outputs=(TensorSpec(name="y", dtype="float32", shape=(1, 4)),))
+    onnx_files.check(chain("Mul"), right, "here")
+    model = chain("Mul")
+    model.graph.node[0].input[1] = "missing"
+    with pytest.raises(StageFailed, match="invalid ONNX"):
+        onnx_files.check(model, right, "here")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "distance"),
+    [
+        ([1.0, -2.0], [1.0, -2.0], 0),
+        ([1.0, -2.0], [1.0, -2.2], 0.1),
+        ([np.inf, np.nan], [np.inf, np.nan], 0),
+        ([np.inf, 1.0], [1.0, 1.0], np.inf),
+        ([0.0, 0.0], [0.0, 1.0], np.inf),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], np.inf),
+    ],
+)
+def test_distances(expected, found, distance):
+    one, other = ({"y": np.array(values, np.float32)} for values in (expected, found))
+    assert onnx_files.distance(one, other) == pytest.approx(distance, rel=1e-5)

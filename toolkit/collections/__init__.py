@@ -1,0 +1,1 @@
+"""Models by name: what torchvision, timm and transformers build."""

@@ -1,0 +1,101 @@
+"""A model on disk: one file, or a folder of files where a format asks for one (SavedModel, OpenVINO IR, Core ML packages)."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from toolkit.errors import InputRejected
+
+FOLDERS = {"savedmodel": "saved_model.pb", "openvino": "model.xml", "mlpackage": "Manifest.json"}
+"""Formats whose models are folders, and the file that each must hold."""
+MOST_FILES = 10_000
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a model file, or a folder that could be a model."""
+    return path.is_file() or path.is_dir()
+
+
+def folder_format(path: Path) -> str | None:
+    """Returns the format of a folder, by its suffix or by the file that marks it; ``None`` for any other folder and for files."""
+    if not path.is_dir():
+        return None
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix in FOLDERS:
+        return suffix
+    return next((format for format, mark in FOLDERS.items() if format != "mlpackage" and (path / mark).is_file()), None)
+
+
+def files(path: Path) -> list[Path]:
+    """Returns all files of a model, in an order that depends on their names alone.
+
+    Raises:
+        InputRejected: A folder holds symbolic links, which a copy or a digest would not follow, or far too many files.
+    """
+    if not path.is_dir():
+        return [path]
+    found = []
+    for entry in path.rglob("*"):
+        if entry.is_symlink():
+            raise InputRejected("is a symbolic link inside of a model", where=str(entry), hint="put the file itself there")
+        if entry.is_file():
+            found.append(entry)
+        if len(found) > MOST_FILES:
+            raise InputRejected(f"has more than {MOST_FILES:,} files", where=str(path), hint="give the folder of one model")
+    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+
+
+def size_bytes(path: Path) -> int:
+    """Returns the size of a model: of its file, or of all files of its folder.
+
+    Raises:
+        InputRejected: As :func:`files`.
+    """
+    return sum(file.stat().st_size for file in files(path))
+
+
+def sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a model.
+
+    Of a folder it is the digest of lines ``<sha256 of the file>  <path below the folder>``, as ``sha256sum`` prints them, in
+    the order of the paths.
+
+    Raises:
+        InputRejected: A file cannot be read, or as :func:`files`.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    lines = [f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file, read in chunks.
+
+    Raises:
+        InputRejected: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputRejected(f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path and its permissions") from error
+
+
+def copy(source: Path, out: Path) -> None:
+    """Copies a model's content; ``out`` must not exist as a folder."""
+    if source.is_dir():
+        _copy_folder(source, out)
+    else:
+        shutil.copyfile(source, out)
+
+
+def _copy_folder(source: Path, out: Path) -> None:
+    # Not copytree: the store's files are read-only, and copies belong to whoever asked for them.
+    for file in files(source):
+        target = out / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+        target.chmod(0o644)
