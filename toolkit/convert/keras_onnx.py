@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from toolkit import keras_models, tensorflow_onnx
+from toolkit import keras_models, onnx_files, tensorflow_onnx
 from toolkit.artifact import Signature
 from toolkit.convert import onnx_settled
+from toolkit.errors import StageFailed
 from toolkit.plugins import Route
 
 
@@ -19,10 +20,10 @@ class KerasOnnx:
         source: ``keras`` or ``h5``.
     """
 
-    version = 1
+    version = 2
     format = "onnx"
-    modules: tuple[str, ...] = ("keras", "tensorflow", "tf2onnx", "onnx")
-    distributions: tuple[str, ...] = ("keras", "tensorflow", "tf2onnx", "onnx")
+    modules: tuple[str, ...] = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxslim", "onnxruntime")
+    distributions: tuple[str, ...] = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxslim", "onnxruntime")
     extra = "edgekit[tensorflow,onnx]"
     options: tuple[str, ...] = ("opset",)
     trust = 0.9
@@ -46,16 +47,43 @@ class KerasOnnx:
         """
         import onnx
 
-        frozen = keras_models.frozen(program, signature)
-        with onnx_settled.steady_merging():
-            tensorflow_onnx.frozen_to_onnx(frozen, out, opset=opset)
+        # tf2onnx knows a recurrent layer by the sizes that it reads from its input: with a fixed batch those are constants, and a loop
+        # takes the place of ONNX's own operator, five times slower.
+        try:
+            _write(keras_models.frozen(program, _free(signature)), out, opset)
+        except StageFailed:
+            _write(keras_models.frozen(program, signature), out, opset)
         model = onnx.load(str(out))
+        _fix(model, signature)
+        model, _ = onnx_files.guarded(model, onnx_files.slim, onnx_files.random_inputs(signature), "onnxslim")
         onnx_settled.settle(model)
         out.write_bytes(model.SerializeToString(deterministic=True))
 
     def contract_example(self, folder: Path) -> Any:
         """Writes a small model; see :func:`toolkit.keras_models.write_example`."""
         return keras_models.write_example(folder, self.source, recurrent=False)
+
+
+def _write(frozen: Any, out: Path, opset: int | None) -> None:
+    with onnx_settled.steady_merging():
+        tensorflow_onnx.frozen_to_onnx(frozen, out, opset=opset)
+
+
+def _free(signature: Signature) -> Signature:
+    """The same signature with the number of samples left open."""
+    return Signature(
+        inputs=tuple(spec.model_copy(update={"shape": ("batch", *spec.shape[1:])}) for spec in signature.inputs),
+        outputs=tuple(spec.model_copy(update={"shape": ("batch", *spec.shape[1:])}) for spec in signature.outputs),
+    )
+
+
+def _fix(model: Any, signature: Signature) -> None:
+    """Gives inputs and outputs their sizes; what was inferred of the values between them is dropped, as it was for any batch."""
+    sizes = {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
+            axis.dim_value = int(size)
+    del model.graph.value_info[:]
 
 
 ROUTE: Route = KerasOnnx("keras_onnx", "keras")

@@ -55,6 +55,7 @@ class TorchExecuTorch:
             StageFailed: An operator has no kernel, a free size has no upper bound, or the program was captured in training mode.
         """
         loaded = pt2.load(program)
+        _plain_layouts(loaded)
         torch_programs.check_names(loaded, signature, _WHERE)
         torch_programs.refuse_training(loaded, _WHERE)
         _check_bounds(loaded)
@@ -85,6 +86,16 @@ def _names(program: torch.export.ExportedProgram, signature: Signature) -> dict[
         shapes = {spec.name: spec.shape for spec in signature.inputs}
         methods["get_input_sizes"] = [" ".join(map(str, shapes[name])) for name in inputs]
     return methods
+
+
+def _plain_layouts(program: torch.export.ExportedProgram) -> None:
+    """Takes wishes for another order of axes in memory out of a program: they change no value, and ExecuTorch fails on them when run."""
+    import torch
+
+    for node in program.graph.nodes:
+        if node.kwargs.get("memory_format") not in (None, torch.contiguous_format):
+            node.kwargs = {**node.kwargs, "memory_format": torch.contiguous_format}
+    program.graph_module.recompile()
 
 
 def _check_bounds(program: torch.export.ExportedProgram) -> None:
