@@ -1,6 +1,6 @@
 """Every model of the table in every runnable format: converted or not, how close, how fast, and by which route.
 
-``python -m benchmarks coverage`` regenerates ``results/coverage.json`` and ``results/coverage.md``. It takes more than an hour. A part:
+``python -m benchmarks.coverage`` regenerates ``results/coverage.json`` and ``results/coverage.md``, which takes more than an hour. A part:
 ``python -m benchmarks.coverage --model torchvision:mobilenet_v2 --format tflite``.
 """
 
@@ -8,16 +8,9 @@ from __future__ import annotations
 
 from benchmarks.coverage.cells import Cell, run_cell
 from benchmarks.coverage.models import models
-from benchmarks.coverage.table import summary, write
-from benchmarks.figures import Figure
+from benchmarks.coverage.table import write
 
 FORMATS = ("onnx", "tflite", "pte", "openvino")
-
-
-def measure(rounds: int) -> list[Figure]:
-    """Runs all cells, writes the table, and holds it against the bars."""
-    cells = run(list(models()), FORMATS)
-    return summary(cells)
 
 
 def run(names: list[str], formats: tuple[str, ...]) -> list[Cell]:

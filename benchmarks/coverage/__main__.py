@@ -6,7 +6,9 @@ import argparse
 import sys
 
 from benchmarks.__main__ import status, table
-from benchmarks.coverage import FORMATS, models, run, summary
+from benchmarks.coverage import FORMATS, run
+from benchmarks.coverage.models import models
+from benchmarks.coverage.table import summary
 
 
 def main() -> int:
