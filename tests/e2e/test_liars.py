@@ -77,6 +77,9 @@ def by_format(report):
     }
 
 
+ALONE = ("[calibration]", '[convert]\nroute = "liar"\n[calibration]')
+
+
 @pytest.mark.parametrize(
     ("behaviour", "code", "says"),
     [
@@ -85,8 +88,8 @@ def by_format(report):
         ("rename", "parity", ["logits"]),
     ],
 )
-def test_a_route_that_crashes_or_lies_fails_its_rows_alone(lying, digits, behaviour, code, says, tmp_path):
-    done = lying("routes", behaviour)("run", digits.project, "--output", tmp_path / "out", "--format", "json")
+def test_a_route_that_crashes_or_lies_fails_its_rows_alone(lying, variant, behaviour, code, says, tmp_path):
+    done = lying("routes", behaviour)("run", variant(ALONE), "--output", tmp_path / "out", "--format", "json")
     assert done.code == 5
     rows = by_format(done.json())
     assert {row["verdict"] for row in rows["onnx"]} == {"fail"}
@@ -96,6 +99,14 @@ def test_a_route_that_crashes_or_lies_fails_its_rows_alone(lying, digits, behavi
     assert all(word in error["message"] for word in says), error["message"]
     assert all(error["message"] in row["reason"] for row in rows["onnx"])
     assert {path.suffix for path in (tmp_path / "out" / "models").iterdir()} == {".tflite", ".json"}
+
+
+def test_where_nobody_names_a_route_an_honest_one_takes_the_place_of_a_liar(lying, digits, tmp_path):
+    done = lying("routes", "scale")("run", digits.project, "--output", tmp_path / "out", "--format", "json")
+    assert done.code == 0
+    (record,) = [record for record in done.json()["stages"] if record["step"] == "convert:onnx"]
+    tried = [(one["route"], one["outcome"], one["code"]) for one in record["attempts"]]
+    assert tried[:2] == [("liar", "failed", "parity"), ("torch_onnx", "taken", "")]
 
 
 def test_an_int8_file_that_is_not_int8_fails(lying, digits, tmp_path):
@@ -115,7 +126,7 @@ def test_an_int8_file_that_is_not_int8_fails(lying, digits, tmp_path):
 
 def test_a_route_that_hangs_is_ended(lying, variant):
     project = variant(
-        ("[calibration]", "[timing]\nstage_timeout_seconds = 20\n[calibration]"),
+        ("[calibration]", '[timing]\nstage_timeout_seconds = 20\n[convert]\nroute = "liar"\n[calibration]'),
         ('"desktop-ort", "desktop-litert", "android-midrange-litert", "android-midrange-ort"', '"desktop-ort", "desktop-litert"'),
     )
     done = lying("routes", "hang")("check", project, "--format", "json")
