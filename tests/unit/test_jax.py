@@ -8,6 +8,17 @@ from toolkit.artifact import Signature, TensorSpec
 from toolkit.errors import InputRejected, StageFailed
 
 jax = pytest.importorskip("jax")
+
+
+@pytest.fixture(autouse=True)
+def as_jax_is():
+    """Other tests of this process may import litert-torch, which turns 64-bit numbers on for everybody."""
+    wide = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", wide)
+
+
 SOURCE, RUNTIME = plugins.get("sources", "jax"), plugins.get("runtimes", "jax")
 RNG = np.random.default_rng(0)
 PICTURES = RNG.normal(size=(3, 8, 8, 2)).astype(np.float32)
