@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from toolkit.errors import InputRejected
+from toolkit.errors import InputRejected, UnsupportedOperators
 from toolkit.job import Facts, Job
 
 
@@ -31,12 +31,8 @@ def count(job: Job) -> Facts:
     return echo(job)
 
 
-def obstacles(job: Job) -> Facts:
-    """Finds what it is told to find, like a preflight."""
-    if "counter" in job.options:
-        with Path(job.options["counter"]).open("a") as stream:
-            stream.write("called\n")
-    return {"obstacles": job.options["obstacles"]}
+def unsupported(job: Job) -> Facts:
+    raise UnsupportedOperators("operator aten.stft in layer 'front.spectrum' has no TFLite kernel", hint="compute the spectrum outside")
 
 
 def reject(job: Job) -> Facts:

@@ -10,6 +10,7 @@
     │   └── StoreError                   the cache folder cannot be used
     ├── StageError                    5  a stage ran and did not deliver
     │   ├── NoRoute                      nothing converts this format into that one
+    │   ├── UnsupportedOperators         a route's preflight found operators that it cannot convert
     │   ├── StageFailed                  the framework raised
     │   ├── StageCrashed                 the process died by a signal or without a result
     │   ├── StageTimeout                 the process outlived its time limit
@@ -103,6 +104,12 @@ class NoRoute(StageError):
     """No installed plugin converts or quantizes this format as asked."""
 
     code = "no-route"
+
+
+class UnsupportedOperators(StageError):
+    """A program has operators that a route cannot convert, found before the conversion began."""
+
+    code = "unsupported-operator"
 
 
 class StageFailed(StageError):

@@ -28,13 +28,31 @@ FREE_SIZES = "free_sizes.json"
 _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-def load(program: Path) -> torch.export.ExportedProgram:
+def load(program: Path, *, keep: bool = False) -> torch.export.ExportedProgram:
     """Reads a ``.pt2`` file, after asking whether its bytes may be parsed.
+
+    Args:
+        program: The file.
+        keep: Whether the next call for the same file gets this very program, as loading takes seconds. A preflight keeps what it only
+            looked at, for the conversion that follows it.
 
     Raises:
         InputRejected: The file is damaged, or may run code when it is loaded.
         StageOutOfMemory: The process may not have the memory that the program needs.
     """
+    state = program.stat() if program.exists() else None
+    key = (program.resolve(), state and (state.st_mtime_ns, state.st_size))
+    loaded = _kept.pop(key, None) or _load(program)
+    _kept.clear()
+    if keep:
+        _kept[key] = loaded
+    return loaded
+
+
+_kept: dict[tuple[Path, tuple[int, int] | None], torch.export.ExportedProgram] = {}
+
+
+def _load(program: Path) -> torch.export.ExportedProgram:
     import torch
 
     intake.check_model(program, "pt2")

@@ -8,13 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from toolkit import plugins  # noqa: E402
+from toolkit import plugins, pt2  # noqa: E402
 from toolkit.artifact import Signature, TensorSpec  # noqa: E402
 from toolkit.convert import stage  # noqa: E402
 from toolkit.convert.torch_litert import ROUTE as LITERT  # noqa: E402
 from toolkit.convert.torch_onnx import ROUTE as ONNX  # noqa: E402
-from toolkit.errors import ConfigError, InputRejected, StageFailed  # noqa: E402
+from toolkit.errors import ConfigError, InputRejected, StageFailed, UnsupportedOperators  # noqa: E402
 from toolkit.job import Job  # noqa: E402
+from toolkit.plugins import Obstacle  # noqa: E402
 from toolkit.sources.torch import SOURCE  # noqa: E402
 
 ROUTES = [
@@ -180,3 +181,61 @@ def test_another_process_writes_the_same_bytes(tmp_path, route):
 def test_stage_names_an_unknown_route(tmp_path):
     with pytest.raises(ConfigError, match="unknown route 'nowhere'"):
         stage.run(Job({"program": tmp_path}, {"route": "nowhere", "signature": {"inputs": [], "outputs": []}}, tmp_path))
+
+
+class Looking:
+    """A route that says what it was asked, and finds what it is told to find."""
+
+    name, version, source, format = "looking", 1, "pt2", "made"
+    modules: tuple[str, ...] = ()
+    distributions: tuple[str, ...] = ()
+    extra = ""
+    options = ("rewrites",)
+
+    def __init__(self, found=(), error=None):
+        self.found, self.error, self.asked = list(found), error, []
+
+    def preflight(self, program, signature, rewrites=()):
+        self.asked.append(("preflight", rewrites))
+        if self.error:
+            raise self.error
+        return self.found
+
+    def convert(self, program, out, signature, rewrites=()):
+        self.asked.append(("convert", rewrites))
+        out.write_text("made")
+
+
+def look(monkeypatch, tmp_path, route, **options):
+    monkeypatch.setattr(plugins, "get", lambda group, name: route)
+    return stage.run(Job({"program": tmp_path}, {"route": "looking", "signature": {"inputs": [], "outputs": []}, **options}, tmp_path))
+
+
+def test_a_preflight_that_finds_nothing_lets_the_conversion_begin(monkeypatch, tmp_path):
+    route = Looking()
+    look(monkeypatch, tmp_path, route)
+    look(monkeypatch, tmp_path, route, rewrites=["gelu"])
+    assert route.asked == [("preflight", ()), ("convert", ()), ("preflight", ("gelu",)), ("convert", ("gelu",))]
+
+
+def test_what_the_preflight_finds_is_named_once_counted_and_not_converted(monkeypatch, tmp_path):
+    found = [Obstacle("aten.stft", f"block.{index}", "has no kernel", "compute it outside") for index in range(9)]
+    route = Looking([*found, found[0], Obstacle("aten.foo", "", "is unknown")])
+    with pytest.raises(UnsupportedOperators) as caught:
+        look(monkeypatch, tmp_path, route)
+    assert caught.value.message.startswith("operator aten.stft in layer 'block.0' has no kernel; operator aten.stft in layer 'block.1'")
+    assert caught.value.message.count("aten.stft") == 5 and caught.value.message.endswith("; and 5 more")
+    assert caught.value.hint == "compute it outside" and caught.value.exit_code == 5
+    assert route.asked == [("preflight", ())] and list(tmp_path.iterdir()) == []
+
+
+def test_a_preflight_that_fails_itself_stops_nothing(monkeypatch, tmp_path):
+    route = Looking(error=StageFailed("cannot split the program"))
+    look(monkeypatch, tmp_path, route)
+    assert (tmp_path / "model.made").read_text() == "made"
+
+
+def test_a_kept_program_is_handed_over_once(tmp_path):
+    program, _ = capture(tmp_path, lambda scale, x: {"y": x * scale}, x=X)
+    kept = pt2.load(program, keep=True)
+    assert pt2.load(program) is kept and pt2.load(program) is not kept

@@ -15,8 +15,6 @@ from toolkit.pipeline.race import all_fallen
 from toolkit.pipeline.steps import Check, Need, Step
 from toolkit.store import Store
 
-OBSTACLE = {"operator": "aten.stft", "layer": "front.spectrum", "reason": "has no TFLite kernel", "hint": "compute the spectrum outside"}
-
 
 def race(*ways: tuple[str, str], **options: dict) -> Step:
     """A step of several ways: name and stage of each; ``options`` by name."""
@@ -141,56 +139,23 @@ def test_an_interrupt_leads_nowhere(tmp_path, monkeypatch):
     assert isinstance(result.error, errors.Interrupted) and len(calls) == 1
 
 
-def blocked(step: Step, obstacles: list[dict], **more) -> Step:
-    look = replace(step, stage="tests.stages:obstacles", options={"obstacles": obstacles, "of": step.route, **more}, otherwise=None)
-    return replace(step, preflight=look)
-
-
-def test_a_preflight_with_obstacles_passes_a_way_over_before_it_runs(tmp_path):
-    counter = tmp_path / "counter"
-    walled = blocked(race(("walled", "count"), walled={"counter": str(counter)}), [OBSTACLE])
-    result = run(replace(walled, otherwise=blocked(race(("open", "echo")), [])), tmp_path)
-    assert text_of(result) == "open" and not counter.exists()
-    walled_attempt, taken = result.attempts
-    assert (walled_attempt.outcome, walled_attempt.code) == ("passed over", "unsupported-operator")
-    assert walled_attempt.reason == "operator aten.stft in layer 'front.spectrum' has no TFLite kernel"
-    assert walled_attempt.hint == "compute the spectrum outside" and walled_attempt.seconds is None
+def test_unsupported_operators_pass_a_way_over(tmp_path):
+    result = run(race(("walled", "unsupported"), ("open", "echo")), tmp_path)
+    assert text_of(result) == "open"
+    walled, taken = result.attempts
+    assert (walled.outcome, walled.code) == ("passed over", "unsupported-operator")
+    assert walled.reason == "operator aten.stft in layer 'front.spectrum' has no TFLite kernel"
+    assert walled.hint == "compute the spectrum outside" and walled.seconds is None
     assert taken.outcome == "taken"
 
 
-def test_a_preflight_is_cached_and_only_looked_at_when_its_turn_comes(tmp_path):
-    counter = tmp_path / "counter"
-    first = blocked(race(("first", "echo")), [], counter=str(counter))
-    never = blocked(race(("second", "echo")), [OBSTACLE], counter=str(counter))
-    step = replace(first, otherwise=never)
-    for _ in range(2):
-        assert text_of(run(step, tmp_path)) == "first"
-    assert counter.read_text().count("called") == 1
-
-
-def test_when_every_preflight_finds_obstacles_nothing_is_converted(tmp_path):
-    counter = tmp_path / "counter"
-    ways = [blocked(race((name, "count"), **{name: {"counter": str(counter)}}), [OBSTACLE] * 2) for name in ("a", "b")]
-    failed = run(replace(ways[0], otherwise=ways[1]), tmp_path)
+def test_when_every_way_is_passed_over_there_is_no_route(tmp_path):
+    failed = run(race(("a", "unsupported"), ("b", "unsupported")), tmp_path)
     assert type(failed.error) is errors.NoRoute and failed.error.exit_code == 5
-    assert str(failed.error).count("operator aten.stft in layer 'front.spectrum' has no TFLite kernel") == 2, "one line a route, each obstacle once"
+    assert str(failed.error).count("operator aten.stft in layer 'front.spectrum' has no TFLite kernel") == 2, "one line a route"
     assert "0 of 2 were tried" in str(failed.error)
     assert failed.error.hint == "compute the spectrum outside"
-    assert not counter.exists()
-
-
-def test_a_broken_preflight_stops_nothing(tmp_path):
-    step = race(("way", "echo"))
-    result = run(replace(step, preflight=replace(step, stage="tests.stages:segfault")), tmp_path)
-    assert text_of(result) == "way" and outcomes(result) == [("way", "taken", "")]
-
-
-def test_many_obstacles_are_counted_not_listed():
-    many = [{**OBSTACLE, "layer": f"block.{index}"} for index in range(9)]
-    from toolkit.pipeline.race import _blocked
-
-    attempt = _blocked(race(("way", "echo")), many)
-    assert attempt.reason.count("aten.stft") == 5 and attempt.reason.endswith("; and 4 more")
+    assert Store(tmp_path).entries() == []
 
 
 def test_the_hint_is_that_of_the_first_that_was_tried():
@@ -302,13 +267,6 @@ def test_any_route_follows_when_no_clean_up_is_wanted(install):
     step = planned(Conversion(clean_up=False))
     assert ways(step) == ["cleans", "never"]
     assert step.options["clean_up"] is False and "clean_up" not in step.otherwise.options
-
-
-def test_declared_rewrites_are_told_to_the_preflight(install):
-    looks = {"options": ("rewrites",), "rewrites": {"gelu": "does"}, "preflight": None}
-    install(route("looks", **looks))
-    assert "rewrites" not in planned().preflight.options
-    assert planned(Conversion(rewrites=("gelu",))).preflight.options["rewrites"] == ["gelu"]
 
 
 def test_a_format_that_nothing_runs_is_converted_without_parity_and_says_so(install, tmp_path):

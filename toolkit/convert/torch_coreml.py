@@ -67,7 +67,7 @@ class TorchCoreML:
         Raises:
             InputRejected: The program is damaged.
         """
-        loaded = pt2.load(program)
+        loaded = pt2.load(program, keep=True)
         return torch_programs.training_obstacles(loaded) + _obstacles(loaded.run_decompositions({}))
 
 

@@ -71,7 +71,7 @@ class TorchExecuTorch:
             InputRejected: The program is damaged.
             StageFailed: PyTorch cannot split the program into basic operators.
         """
-        loaded = pt2.load(program)
+        loaded = pt2.load(program, keep=True)
         return torch_programs.training_obstacles(loaded) + _obstacles(loaded)
 
 

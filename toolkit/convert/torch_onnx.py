@@ -81,7 +81,7 @@ class TorchOnnx:
         Raises:
             InputRejected: The program is damaged.
         """
-        loaded = pt2.load(program)
+        loaded = pt2.load(program, keep=True)
         return torch_programs.training_obstacles(loaded) + _untranslated(loaded)
 
 

@@ -171,7 +171,7 @@ def _alternative(route: plugins.Route, program: Program, wanted: Conversion, par
     needs, files = wire("program", program.file)
     derived = {"signature": program.signature} if isinstance(program.signature, Fact) else {}
     signature = {} if isinstance(program.signature, Fact) else {"signature": program.signature.model_dump(mode="json")}
-    step = Step(
+    return Step(
         f"convert:{route.format}",
         "toolkit.convert.stage:run",
         {"route": route.name, **signature, **asked},
@@ -183,11 +183,6 @@ def _alternative(route: plugins.Route, program: Program, wanted: Conversion, par
         not_checked=not_checked,
         route=route.name,
     )
-    if not hasattr(route, "preflight"):
-        return step
-    allowed = {"rewrites": asked["rewrites"]} if "rewrites" in asked else {}
-    look = replace(step, stage="toolkit.convert.preflight:run", options={"route": route.name, **signature, **allowed}, checks=(), not_checked={})
-    return replace(step, preflight=look)
 
 
 def _checks(format: str, expected: Need | Path, wanted: Conversion, parity: Parity) -> tuple[tuple[Check, ...], dict[str, str]]:

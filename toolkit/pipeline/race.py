@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.errors import Interrupted, MissingExtra, NoRoute, SetupError, StageError, ToolkitError
+from toolkit.errors import Interrupted, MissingExtra, NoRoute, SetupError, StageError, ToolkitError, UnsupportedOperators
 from toolkit.evidence import Attempt
 from toolkit.pipeline.steps import Step
 
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 TAKEN: Literal["taken"] = "taken"
 FAILED: Literal["failed"] = "failed"
 PASSED_OVER: Literal["passed over"] = "passed over"
-UNSUPPORTED = "unsupported-operator"
 OPTION = "option"
 NOT_NEEDED = "not-needed"
-_MOST_OBSTACLES = 5
 _MOST_CHARACTERS = 600  # frameworks print pages where a sentence is asked for
 
 Attempting = Callable[[Step], "Result"]
@@ -29,7 +27,7 @@ Attempting = Callable[[Step], "Result"]
 def run(step: Step, attempt: Attempting) -> Result:
     """Tries a step and what stands in for it when it falls.
 
-    A way whose preflight finds obstacles is passed over. So nothing long has run when all of them are.
+    A way whose preflight finds unsupported operators is passed over. So nothing long has run when all of them are.
 
     Args:
         step: The first way; the others follow by :attr:`Step.otherwise`.
@@ -43,7 +41,7 @@ def run(step: Step, attempt: Attempting) -> Result:
     for way in _ways(step):
         result, tried = _try(way, attempt)
         attempts.append(tried)
-        if result.error:
+        if result.error and tried.outcome == FAILED:
             fallen[way.route] = result.error
         if result.ok or (result.error and not _leads_on(result.error)):
             break
@@ -82,15 +80,9 @@ def all_fallen(format: str, attempts: Sequence[Attempt], errors: Mapping[str, To
 
 def _try(way: Step, attempt: Attempting) -> tuple[Result, Attempt]:
     started = time.monotonic()
-    if way.preflight:
-        look = attempt(way.preflight)
-        if look.error and not _leads_on(look.error):
-            return look, _failed(way, look.error, started)
-        if obstacles := look.facts.get("obstacles"):
-            return replace(look, folder=None), _blocked(way, obstacles)
     result = attempt(way)
     if result.error:
-        return result, _failed(way, result.error, started)
+        return result, _fallen(way, result.error, started)
     return result, Attempt(route=way.route, outcome=TAKEN, seconds=None if result.cached else _since(started))
 
 
@@ -99,22 +91,12 @@ def _leads_on(error: ToolkitError) -> bool:
     return not isinstance(error, Interrupted) and (isinstance(error, MissingExtra) or not isinstance(error, SetupError))
 
 
-def _failed(way: Step, error: ToolkitError, started: float) -> Attempt:
+def _fallen(way: Step, error: ToolkitError, started: float) -> Attempt:
+    """What became of a way that fell: unsupported operators are found before anything is converted, so it was not tried."""
+    if isinstance(error, UnsupportedOperators):
+        return Attempt(route=way.route, outcome=PASSED_OVER, code=error.code, reason=_short(error.message), hint=error.hint)
     told = error.message if error.where in ("", way.id, way.stage) else str(error)
     return Attempt(route=way.route, outcome=FAILED, code=error.code, reason=_short(told), hint=error.hint, seconds=_since(started))
-
-
-def _blocked(way: Step, obstacles: Sequence[Mapping[str, str]]) -> Attempt:
-    named = list(dict.fromkeys(map(_name, obstacles)))
-    more = f"; and {len(named) - _MOST_OBSTACLES} more" if len(named) > _MOST_OBSTACLES else ""
-    reason = "; ".join(named[:_MOST_OBSTACLES]) + more
-    hint = "; ".join(dict.fromkeys(one["hint"] for one in obstacles if one["hint"]))
-    return Attempt(route=way.route, outcome=PASSED_OVER, code=UNSUPPORTED, reason=_short(reason), hint=hint)
-
-
-def _name(obstacle: Mapping[str, str]) -> str:
-    layer = f" in layer {obstacle['layer']!r}" if obstacle["layer"] else ""
-    return f"operator {obstacle['operator']}{layer} {obstacle['reason']}"
 
 
 def _not_needed(route: str, taken: str) -> Attempt:

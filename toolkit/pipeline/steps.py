@@ -89,7 +89,6 @@ class Step:
         exclusive: Whether nothing may run beside it.
         partial: Whether it goes on with the inputs that exist when others failed.
         route: What it is called where it is one of several ways to the same output; empty for all other steps.
-        preflight: Looks for what this way would fail on; its fact ``obstacles`` lists what it found.
         otherwise: The next way to the same output, under the same identifier, for when this one falls.
         passed_over: Ways that were ruled out before anything ran.
     """
@@ -110,7 +109,6 @@ class Step:
     exclusive: bool = False
     partial: bool = False
     route: str = ""
-    preflight: Step | None = None
     otherwise: Step | None = None
     passed_over: tuple[Attempt, ...] = ()
 
