@@ -1,4 +1,4 @@
-"""One cell: our conversion and the peer's, each in a process of its own, then both files side by side."""
+"""The cells of one model: our conversions and the bare calls, in processes of their own, then the files of each cell side by side."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coverage.child import PEERS
+from benchmarks.coverage.child import LIMIT_SECONDS, PEERS
 from benchmarks.coverage.models import Model
 from benchmarks.figures import ROOT
 
-LIMIT_SECONDS = 900
 LEAST_DB = 60.0
 
 
@@ -28,11 +29,14 @@ class Side:
         ok: Whether there is a file that computes what the model computes.
         code: Why not, for scripts.
         reason: Why not, for people.
-        seconds: Time of the conversion, with everything that it starts.
+        seconds: Time until the file was there.
+        whole_seconds: Time of the whole call, with the checks of the file.
+        start_seconds: Part of both that a process with the framework needs to start, measured on its own.
         sqnr_db: Lowest over all outputs.
         size_mb: Size of the file.
         latency_ms: Median of one inference on one thread.
         attempts: Routes tried before.
+        operators: How often each operator is in the file; only where one side's file is slower.
     """
 
     route: str = ""
@@ -40,10 +44,13 @@ class Side:
     code: str = ""
     reason: str = ""
     seconds: float | None = None
+    whole_seconds: float | None = None
+    start_seconds: float = 0.0
     sqnr_db: float | None = None
     size_mb: float | None = None
     latency_ms: float | None = None
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    operators: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,6 +69,22 @@ class Cell:
             return None
         return self.ours.latency_ms / self.peer.latency_ms
 
+    @property
+    def seconds_ratio(self) -> float | None:
+        """Our conversion without the start of its worker, over the bare call, where both hold."""
+        if self.peer is None or not (self.ours.ok and self.peer.ok and self.ours.seconds and self.peer.seconds):
+            return None
+        return (self.ours.seconds - self.ours.start_seconds) / self.peer.seconds
+
+    @property
+    def difference(self) -> str:
+        """What our file has more and less of than the peer's: that is why it takes longer, or that it is not the graph."""
+        if self.peer is None or not (self.ours.operators and self.peer.operators):
+            return ""
+        names = sorted({*self.ours.operators, *self.peer.operators})
+        counts = {name: self.ours.operators.get(name, 0) - self.peer.operators.get(name, 0) for name in names}
+        return ", ".join(f"{count:+d} {name}" for name, count in counts.items() if count) or "the same operators"
+
     def line(self) -> str:
         """The cell in one line."""
         sides = [("ours", self.ours), *([("peer", self.peer)] if self.peer else [])]
@@ -69,7 +92,7 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """The cell as JSON can carry it."""
-        return {**asdict(self), "latency_ratio": self.latency_ratio}
+        return {**asdict(self), "latency_ratio": self.latency_ratio, "seconds_ratio": self.seconds_ratio, "difference": self.difference}
 
 
 def _words(side: Side) -> str:
@@ -79,47 +102,77 @@ def _words(side: Side) -> str:
     return ", ".join([*parts, *([f"{side.latency_ms:.3f} ms"] if side.latency_ms else [])])
 
 
-def run_cell(model: Model, format: str) -> Cell:
-    """Converts by both sides and measures what came out."""
-    peer = PEERS.get((model.framework, format))
+def run_model(model: Model, formats: Sequence[str], jobs: int = 2) -> list[Cell]:
+    """Converts by both sides, in up to ``jobs`` processes at a time, and then, with nothing beside it, measures what came out."""
+    peers = {format: PEERS[model.framework, format] for format in formats if (model.framework, format) in PEERS}
     with tempfile.TemporaryDirectory(prefix="edgekit-coverage-") as scratch:
-        folders = {side: Path(scratch) / str(number) for number, side in enumerate(filter(None, ("ours", peer)))}
-        found = {side: _convert(side, model, format, folder) for side, folder in folders.items()}
-        _measure({side: folders[side] for side in found if not found[side].code}, found, model, format, Path(scratch))
-    return Cell(model.name, format, found["ours"], found[peer] if peer else None)
+        calls = [_Call(model, Path(scratch) / "ours", "ours", tuple(formats))]
+        # Only what has not started threads of its own can be forked: TensorFlow and JAX have.
+        parts = [tuple(peers)] if model.framework == "torch" else [(format,) for format in peers]
+        calls += [_Call(model, Path(scratch) / f"bare{number}", "bare", part) for number, part in enumerate(parts)]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(_Call.run, calls))
+        cells = []
+        for format in formats:
+            found = {call.name(format): (call.side_of(format), call.folder / format / f"model.{format}") for call in calls if format in call.formats}
+            _measure(model, format, found, Path(scratch))
+            cells.append(Cell(model.name, format, found["ours"][0], found[peers[format]][0] if format in peers else None))
+        return cells
 
 
-def _convert(side: str, model: Model, format: str, folder: Path) -> Side:
-    folder.mkdir()
-    error = _run(["benchmarks.coverage.child", side, model.name, format, str(folder)], folder / "log")
-    if error:
-        return Side(route=side, code=error[0], reason=error[1])
-    facts = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-    refused = facts.get("error")
-    if refused:
-        return Side(code=refused["code"], reason=f"{refused['message']} ({refused['hint']})", seconds=facts["seconds"])
-    return Side(route=facts["route"], seconds=facts["seconds"], attempts=facts.get("attempts", []))
+@dataclass(frozen=True)
+class _Call:
+    """A process that converts a model to some formats, each by one side."""
+
+    model: Model
+    folder: Path
+    side: str
+    formats: tuple[str, ...]
+
+    def run(self) -> None:
+        self.folder.mkdir()
+        limit_seconds = 60 + LIMIT_SECONDS * len(self.formats)
+        error = _run(["benchmarks.coverage.child", self.side, self.model.name, str(self.folder), *self.formats], self.folder / "log", limit_seconds)
+        for format in self.formats:
+            facts = self.folder / format / "cell.json"
+            if error and not facts.exists():
+                facts.parent.mkdir(exist_ok=True)
+                facts.write_text(json.dumps({"error": {"code": error[0], "message": error[1], "hint": ""}}), encoding="utf-8")
+
+    def name(self, format: str) -> str:
+        return "ours" if self.side == "ours" else PEERS[self.model.framework, format]
+
+    def side_of(self, format: str) -> Side:
+        facts = json.loads((self.folder / format / "cell.json").read_text(encoding="utf-8"))
+        times = {"seconds": facts.get("seconds"), "whole_seconds": facts.get("whole_seconds"), "start_seconds": facts.get("start_seconds", 0.0)}
+        if refused := facts.get("error"):
+            hint = f" ({refused['hint']})" if refused["hint"] else ""
+            return Side(route=self.name(format), code=refused["code"], reason=refused["message"] + hint, **times)
+        return Side(route=facts["route"], attempts=facts.get("attempts", []), **times)
 
 
-def _measure(folders: dict[str, Path], found: dict[str, Side], model: Model, format: str, scratch: Path) -> None:
+def _measure(model: Model, format: str, found: dict[str, tuple[Side, Path]], scratch: Path) -> None:
     """Compares and times the files of both sides in one process, so that both see the same machine."""
-    if not folders:
+    made = {name: (side, file) for name, (side, file) in found.items() if not side.code}
+    if not made:
         return
-    files = [f"{side}={folder / f'model.{format}'}" for side, folder in folders.items()]
-    error = _run(["benchmarks.coverage.compare", model.name, format, str(scratch / "compared.json"), *files], scratch / "log")
-    facts = {} if error else json.loads((scratch / "compared.json").read_text(encoding="utf-8"))
-    for side in folders:
-        one = found[side]
-        if error or "error" in facts[side]:
-            one.code, one.reason = error or ("does-not-run", facts[side]["error"])
+    out = scratch / "compared.json"
+    error = _run(
+        ["benchmarks.coverage.compare", format, str(out), *(f"{name}={file}" for name, (_, file) in made.items())], scratch / "log", LIMIT_SECONDS
+    )
+    facts = {} if error else json.loads(out.read_text(encoding="utf-8"))
+    for name, (side, _) in made.items():
+        if error or "error" in facts[name]:
+            side.code, side.reason = error or ("does-not-run", facts[name]["error"])
             continue
-        one.sqnr_db, one.size_mb, one.latency_ms = facts[side]["sqnr_db"], facts[side]["size_mb"], facts[side]["latency_ms"]
-        one.ok = one.sqnr_db >= LEAST_DB
-        if not one.ok:
-            one.code, one.reason = "parity", f"the outputs are {one.sqnr_db:.1f} dB from the model's"
+        side.sqnr_db, side.size_mb, side.latency_ms = (facts[name][key] for key in ("sqnr_db", "size_mb", "latency_ms"))
+        side.operators = facts[name].get("operators", {})
+        side.ok = side.sqnr_db >= LEAST_DB
+        if not side.ok:
+            side.code, side.reason = "parity", f"the outputs are {side.sqnr_db:.1f} dB from the model's"
 
 
-def _run(module: list[str], log: Path) -> tuple[str, str] | None:
+def _run(module: list[str], log: Path, limit_seconds: float) -> tuple[str, str] | None:
     """Runs a module and returns why it failed: a code and the last line it said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with log.open("wb") as stream:
@@ -130,11 +183,11 @@ def _run(module: list[str], log: Path) -> tuple[str, str] | None:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                timeout=LIMIT_SECONDS,
+                timeout=limit_seconds,
                 env=environment,
             )
         except subprocess.TimeoutExpired:
-            return "timeout", f"not done after {LIMIT_SECONDS} s"
+            return "timeout", f"not done after {limit_seconds:.0f} s"
     if not done.returncode:
         return None
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]

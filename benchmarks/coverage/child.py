@@ -1,15 +1,19 @@
-"""One cell of the table, in a process of its own: ``python -m benchmarks.coverage.child SIDE MODEL FORMAT FOLDER``.
+"""One model by one side, in a process of its own: ``python -m benchmarks.coverage.child SIDE MODEL FOLDER FORMAT ...``.
 
-``ours`` is ``toolkit.export`` on the live model. The other sides are one bare library call each, as its documentation shows it. Every
-side writes ``model.<format>``, ``cell.json`` with how long the conversion took, and what the live model computes.
+``ours`` is ``toolkit.export`` on the live model, once for each format. ``bare`` is one library call a format, as its documentation shows
+it, each in a fork: what one library leaves behind in a process must not decide how the next one fares. Both write what the live model
+computes, and for each format ``FORMAT/model.FORMAT`` and ``FORMAT/cell.json`` with how long it took.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,38 +21,94 @@ from typing import Any
 import numpy as np
 
 Convert = Callable[[Any, dict[str, np.ndarray], Path], None]
+LIMIT_SECONDS = 900
 
 
-def main(side: str, name: str, format: str, folder: Path) -> None:
+def main(side: str, name: str, folder: Path, formats: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from benchmarks.coverage.models import models
 
-    model, inputs = models()[name].build()
-    out = folder / f"model.{format}"
+    wanted = models()[name]
+    model, inputs = wanted.build()
     np.savez(folder / "inputs.npz", **inputs)
     np.savez(folder / "outputs.npz", *_live(model, inputs, name.split(":")[0]))
-    started = time.perf_counter()
-    facts = _ours(model, inputs, format, out, folder) if side == "ours" else _bare(side, model, inputs, out)
-    facts["seconds"] = time.perf_counter() - started
+    for format in formats:
+        (folder / format).mkdir()
+        if side == "ours":
+            start_seconds = _start_seconds(wanted.framework)
+            _write(folder / format, {**_ours(model, inputs, format, folder / format), "start_seconds": start_seconds})
+        else:
+            _forked(_bare, PEERS[wanted.framework, format], model, inputs, format, folder / format)
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
     (folder / "cell.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _ours(model: Any, inputs: dict[str, np.ndarray], format: str, out: Path, folder: Path) -> dict[str, Any]:
+def _forked(work: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function in a fork and writes how it died where it did."""
+    folder: Path = arguments[-1]
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join(LIMIT_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        _write(folder, _error("timeout", f"not done after {LIMIT_SECONDS} s"))
+    elif process.exitcode and not (folder / "cell.json").exists():
+        _write(folder, _error("crash", f"ended by signal {-process.exitcode}" if process.exitcode < 0 else f"ended with {process.exitcode}"))
+
+
+def _error(code: str, message: str, hint: str = "") -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "hint": hint}}
+
+
+def _ours(model: Any, inputs: dict[str, np.ndarray], format: str, folder: Path) -> dict[str, Any]:
     import toolkit
     from toolkit.errors import ToolkitError
     from toolkit.store import Store
 
+    clock = _Clock()
     try:
-        made = toolkit.export(model, inputs, format=format, output=out, store=Store(folder / "cache"))
+        made = toolkit.export(model, inputs, format=format, output=folder / f"model.{format}", store=Store(folder / "cache"), listener=clock)
     except ToolkitError as error:
-        return {"error": {**error.to_dict(), "exit_code": error.exit_code}}
+        return {"error": {**error.to_dict(), "exit_code": error.exit_code}, **clock.facts()}
     evidence = made.manifest.evidence
-    parity = evidence.get("checks", {}).get("parity", {}).get("outputs", {})
-    return {
-        "route": made.manifest.made_by,
-        "attempts": evidence.get("attempts", []),
-        "sqnr_db": min((one["sqnr_db"] for one in parity.values()), default=None),
-    }
+    return {"route": made.manifest.made_by, "attempts": evidence.get("attempts", []), **clock.facts()}
+
+
+class _Clock:
+    """Listens to an export: when the file was there, and how long it took in all, with the checks that a bare call has not."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._converted: float | None = None
+
+    def planned(self, steps: list[str]) -> None:
+        pass
+
+    def started(self, step: str) -> None:
+        pass
+
+    def progressed(self, step: str, done: int, total: int, note: str) -> None:
+        if done == total and step.startswith("convert:"):
+            self._converted = time.perf_counter() - self._started
+
+    def finished(self, record: Any) -> None:
+        pass
+
+    def facts(self) -> dict[str, float | None]:
+        return {"seconds": self._converted, "whole_seconds": time.perf_counter() - self._started}
+
+
+def _start_seconds(framework: str) -> float:
+    """How long a process takes to start and to import the framework, which the bare call finds imported."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", STARTS[framework]], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+STARTS = {"torch": "import torch, torch._dynamo", "keras": "import tensorflow, keras", "jax": "import jax"}
 
 
 def _live(model: Any, inputs: dict[str, np.ndarray], collection: str) -> list[np.ndarray]:
@@ -74,9 +134,16 @@ def _run_torch(model: Any, given: dict[str, np.ndarray]) -> Any:
         return model(*args, **kwargs).numpy()
 
 
-def _bare(side: str, model: Any, inputs: dict[str, np.ndarray], out: Path) -> dict[str, Any]:
-    BARE[side](model, {name: values[:1] for name, values in inputs.items()}, out)
-    return {"route": side}
+def _bare(call: str, model: Any, inputs: dict[str, np.ndarray], format: str, folder: Path) -> None:
+    started = time.perf_counter()
+    try:
+        BARE[call](model, {name: values[:1] for name, values in inputs.items()}, folder / f"model.{format}")
+    except Exception as error:  # noqa: BLE001  whatever a library raises is the result
+        traceback.print_exc()
+        _write(folder, _error("raised", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        return
+    seconds = time.perf_counter() - started
+    _write(folder, {"route": call, "seconds": seconds, "whole_seconds": seconds})
 
 
 def _tensors(inputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -187,4 +254,4 @@ PEERS = {
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -148,7 +148,9 @@ def _transformers(name: str) -> tuple[Any, Inputs]:
         )
         return _wild(_pick(hf.AutoModelForImageClassification.from_config(config), "logits")), {"pixel_values": _images(64)}
     if name == "whisper_encoder":
-        config = hf.WhisperConfig(d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128, max_source_positions=100)
+        encoder = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 128, "max_source_positions": 100}
+        decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 128}
+        config = hf.WhisperConfig(d_model=64, **encoder, **decoder)
         features = np.random.default_rng(0).normal(size=(SAMPLES, 80, 200)).astype(np.float32)
         return _wild(_pick(hf.WhisperModel(config).get_encoder(), "last_hidden_state")), {"input_features": features}
     configs = {
