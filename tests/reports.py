@@ -137,6 +137,7 @@ def sample_report() -> Report:
         project="digits",
         verdict=FAIL,
         source=Evaluation(artifact="digits.pt2", runtime="torch", target="host", metric=accuracy(0.96, 0.9451, 0.9710)),
+        notes=("the weights embed.weight and head.weight are one tensor",),
         rows=rows(),
         stages=(
             StageRecord(step="finetune", status="cached", key="5f" * 32),

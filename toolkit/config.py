@@ -10,8 +10,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from toolkit import sizes
 from toolkit.artifact import Frozen
 from toolkit.errors import ConfigError
 from toolkit.limits import NUMBER_PATTERN, Budgets, Count, Fraction, Number, Positive
@@ -32,10 +33,10 @@ Task = Literal[
 Scheme = Literal["float32", "float16", "dynamic_wi8", "weight_only_wi8", "static_wi8_ai8"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
-
 Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 FactoryName = Annotated[str, Field(pattern=FACTORY_PATTERN)]
+FreeSize = Annotated[str, AfterValidator(lambda text: str(sizes.read(text)))]
 
 
 class Target(Frozen):
@@ -212,7 +213,8 @@ class Conversion(Frozen):
         route: Name of the only route to take; ``auto`` tries all that lead to the format, the most trusted first, and takes the
             first whose file computes what the source computes.
         opset: ONNX operator set; the newest that the exporter writes by default.
-        dynamic: Sizes that stay free, by input and axis: ``{"input_ids": {0: "batch", 1: "sequence"}}``. Equal names are equal sizes.
+        dynamic: Sizes that stay free, by input and axis: ``{"input_ids": {0: "batch<=8", 1: "16<=sequence<=128"}}``. Equal names are
+            equal sizes and have equal bounds; a name alone has none.
         layout: ``channels_last`` gives four-dimensional image inputs as ``[n x h x w x c]``.
         batch_sizes: Batch sizes that one file shall take, each as a signature of its own.
         rewrites: Names of the rewrites that may be applied to what the target cannot execute; see ``edgekit doctor``.
@@ -221,11 +223,16 @@ class Conversion(Frozen):
 
     route: str = "auto"
     opset: Annotated[int, Field(ge=7, strict=True)] | None = None
-    dynamic: dict[str, dict[Annotated[int, Field(ge=0)], Name]] = Field(default_factory=dict)
+    dynamic: dict[str, dict[Annotated[int, Field(ge=0)], FreeSize]] = Field(default_factory=dict)
     layout: Literal["channels_last"] | None = None
     batch_sizes: tuple[Count, ...] = ()
     rewrites: tuple[str, ...] = ()
     clean_up: Flag = True
+
+    @model_validator(mode="after")
+    def _free_sizes_agree(self) -> Conversion:
+        sizes.check_together(self.dynamic)
+        return self
 
     def asked(self) -> dict[str, Any]:
         """Returns what a route must know of this to follow it: all that differs from the default, but for ``route`` and ``dynamic``."""

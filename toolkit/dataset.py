@@ -64,6 +64,10 @@ class Dataset:
         for start in range(0, len(self), size):
             yield {name: column[start : start + size] for name, column in self.columns.items()}
 
+    def laid_out(self, layout: str | None) -> Dataset:
+        """Returns the samples as a model of another layout takes them; see :func:`laid_out`."""
+        return Dataset(laid_out(self.columns, layout), self.label, self.where) if layout else self
+
     def digests(self) -> list[bytes]:
         """Returns a content digest per sample, over the inputs alone: equal digests are the same sample."""
         columns = [np.ascontiguousarray(self.columns[name]) for name in sorted(self.columns)]
@@ -144,6 +148,7 @@ def answers(data: Dataset, task: str) -> np.ndarray:
 
 
 _TEXT = "one text per sample"
+_LAST = (0, 2, 3, 1)  # [n x c x h x w] -> [n x h x w x c]
 _ONE_CLASS = (("n",), "one class index per sample")
 _ANSWERS = {
     **dict.fromkeys(CLASSIFICATION, _ONE_CLASS),
@@ -152,6 +157,17 @@ _ANSWERS = {
     "text-generation": (("n", "tokens"), "one token id per token"),
     "automatic-speech-recognition": (("n",), _TEXT),
 }
+
+
+def laid_out(columns: Mapping[str, np.ndarray], layout: str | None) -> dict[str, np.ndarray]:
+    """Puts the channels of image inputs last, where a model wants them there.
+
+    Args:
+        columns: Samples by input.
+        layout: With ``channels_last``, four-dimensional columns ``[n x c x h x w]`` become views ``[n x h x w x c]`` of the same memory.
+    """
+    last = layout == "channels_last"
+    return {name: np.transpose(column, _LAST) if last and column.ndim == len(_LAST) else column for name, column in columns.items()}
 
 
 def pieces(column: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -290,6 +290,7 @@ class Report(Frozen):
         project: Name of the project.
         verdict: The worst verdict of all rows.
         source: How right the float source is, on the same samples.
+        notes: What is worth knowing of the source model, a sentence each.
         rows: One per artifact and target.
         stages: What happened to each step.
         environment: CPU, system and versions that the figures were taken with.
@@ -299,6 +300,7 @@ class Report(Frozen):
     project: str
     verdict: Verdict
     source: Evaluation | None = None
+    notes: tuple[str, ...] = ()
     rows: tuple[Row, ...]
     stages: tuple[StageRecord, ...] = ()
     environment: dict[str, Any] = Field(default_factory=dict)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from toolkit import intake_keras, intake_torchscript, modelfile
+from toolkit import intake_keras, intake_pickles, intake_torchscript, modelfile, onnx_external
 from toolkit.errors import InputRejected
 
 FORMATS = {
@@ -30,11 +30,6 @@ FORMATS = {
 MAX_BYTES = 16 << 30
 
 _EXPORT_HINT = "export the model with torch.export.save to .pt2, or keep plain weights in .safetensors"
-_CODE_ON_LOAD = {
-    **dict.fromkeys(
-        (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"), ("may be a pickle, and loading a pickle runs code from the file", _EXPORT_HINT)
-    ),
-}
 
 # Field number -> wire type (0 varint, 2 length-delimited) of ModelProto in onnx.proto, IR version 13.
 _ONNX_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
@@ -91,6 +86,8 @@ def check_model(path: Path, format: str | None = None, *, max_bytes: int = MAX_B
         try:
             with path.open("rb") as file:
                 check(file, size, max_bytes)
+            if found == "onnx":
+                _check_weights(path, size, max_bytes)
         except OSError as error:
             raise InputRejected(f"cannot be read: {error.strerror or error}", where=str(path), hint="check the file's permissions") from error
         except _Damaged as damage:
@@ -162,11 +159,8 @@ def _check_folder(path: Path, format: str, max_bytes: int) -> None:
 
 def _format_of(path: Path) -> str:
     suffix = path.suffix.lower()
-    if suffix in intake_torchscript.PICKLE_SUFFIXES and intake_torchscript.is_archive(path):
-        return intake_torchscript.FORMAT
-    if suffix in _CODE_ON_LOAD:
-        reason, hint = _CODE_ON_LOAD[suffix]
-        raise InputRejected(f"{suffix} files are refused: this one {reason}", where=str(path), hint=hint)
+    if suffix in intake_pickles.SUFFIXES:
+        return intake_pickles.format_of(path)
     if suffix not in FORMATS:
         raise InputRejected(f"has the unknown suffix {suffix!r}; known: {', '.join(FORMATS)}", where=str(path), hint="rename the file or convert it")
     return FORMATS[suffix]
@@ -213,6 +207,16 @@ def _check_onnx(file: BinaryIO, size: int, max_bytes: int) -> None:
     for number, name in ((_ONNX_GRAPH, "graph"), (_ONNX_OPSET, "opset_import")):
         if number not in seen:
             raise _Damaged(f"it has no {name}, or is truncated before it")
+
+
+def _check_weights(path: Path, size: int, max_bytes: int) -> None:
+    """Weights in other files must be there, below the model's folder, and as long as the graph says."""
+    try:
+        size += sum(file.stat().st_size for file in onnx_external.check(path))
+    except ValueError as error:
+        raise _Damaged(str(error)) from error
+    if size > max_bytes:
+        raise InputRejected(f"has {size:,} bytes with its weights, the limit is {max_bytes:,}", where=str(path), hint="use a smaller model")
 
 
 def _onnx_fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
@@ -301,7 +305,9 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, max_bytes: int) ->
 def _check_pt2_marks(archive: zipfile.ZipFile) -> None:
     marks = [name for name in archive.namelist() if _below_top(name) == "archive_format"]
     if len(marks) != 1 or archive.read(marks[0]) != b"pt2":
-        raise _Damaged("the zip archive has no archive_format 'pt2'", _EXPORT_HINT)
+        script = any(_below_top(name).startswith("code/") for name in archive.namelist())
+        hint = "it looks like TorchScript: rename it to .torchscript" if script else _EXPORT_HINT
+        raise _Damaged("the zip archive has no archive_format 'pt2'", hint)
 
 
 def _refuse_code(archive: zipfile.ZipFile) -> None:

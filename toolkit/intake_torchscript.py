@@ -22,8 +22,6 @@ from toolkit.errors import InputRejected
 
 FORMAT = "torchscript"
 SUFFIXES = {".torchscript": FORMAT}
-PICKLE_SUFFIXES = (".pt", ".pth")
-"""Suffixes that archives share with pickles."""
 _MAX_TEXT = 64 << 20
 # Tensors are stored as they are; code is text that may be packed well.
 _MAX_INFLATION = 20
@@ -36,16 +34,6 @@ _PLAIN_GLOBALS = {"collections OrderedDict", "torch device"}
 _IMPORTING = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 _AGAIN = "save the model again with torch.jit.save"
 _DO_NOT_USE = "do not use this file"
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive with TorchScript's code and constants, whatever its suffix says."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inner = {_below_top(name) for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, ValueError, RuntimeError):
-        return False
-    return "constants.pkl" in inner and any(name.startswith("code/") for name in inner)
 
 
 def check(path: Path, size: int, max_bytes: int) -> None:
@@ -96,6 +84,8 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, max_bytes: int) ->
     if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
         raise _Refused("its members do not share one top folder, or two share one name", _DO_NOT_USE)
     inner = {_below_top(name) for name in names}
+    if "archive_format" in inner:
+        raise _Refused("it is an exported program", "rename it to .pt2")
     missing = [mark for mark in ("constants.pkl", "data.pkl", "version") if mark not in inner]
     if missing or not any(name.startswith("code/") for name in inner):
         raise _Refused(f"it has no {(missing or ['code'])[0]}")

@@ -1,4 +1,4 @@
-"""A model on disk: one file, or a folder of files where a format asks for one (SavedModel, OpenVINO IR, Core ML packages)."""
+"""A model on disk: one file, a folder where a format asks for one (SavedModel, OpenVINO IR, Core ML packages), or an ONNX graph and its weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from toolkit import onnx_external
 from toolkit.errors import InputRejected
 
 FOLDERS = {"savedmodel": "saved_model.pb", "openvino": "model.xml", "mlpackage": "Manifest.json"}
 """Formats whose models are folders, and the file that each must hold."""
 MOST_FILES = 10_000
+BUFFER_BYTES = (1 << 31) - 1
+"""What one Protocol Buffer or FlatBuffer holds, and so any file that is one."""
 
 
 def exists(path: Path) -> bool:
@@ -29,13 +32,14 @@ def folder_format(path: Path) -> str | None:
 
 
 def files(path: Path) -> list[Path]:
-    """Returns all files of a model, in an order that depends on their names alone.
+    """Returns all files of a model: of a folder in the order of their names; of an ONNX model the graph, then the files of its weights.
 
     Raises:
-        InputRejected: A folder holds symbolic links, which a copy or a digest would not follow, or far too many files.
+        InputRejected: A folder holds symbolic links, which a copy or a digest would not follow, or far too many files; or weights that
+            an ONNX graph refers to are missing, or outside its folder.
     """
     if not path.is_dir():
-        return [path]
+        return [path, *onnx_external.data_files(path)]
     found = []
     for entry in path.rglob("*"):
         if entry.is_symlink():
@@ -48,7 +52,7 @@ def files(path: Path) -> list[Path]:
 
 
 def size_bytes(path: Path) -> int:
-    """Returns the size of a model: of its file, or of all files of its folder.
+    """Returns the size of a model: of its file, or of all its files.
 
     Raises:
         InputRejected: As :func:`files`.
@@ -60,13 +64,13 @@ def sha256(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a model.
 
     Of a folder it is the digest of lines ``<sha256 of the file>  <path below the folder>``, as ``sha256sum`` prints them, in
-    the order of the paths.
+    the order of the paths. Of an ONNX graph with weights in another file it is such a digest too, see :func:`toolkit.onnx_external.sha256`.
 
     Raises:
         InputRejected: A file cannot be read, or as :func:`files`.
     """
     if not path.is_dir():
-        return sha256_file(path)
+        return _sha256_pair(path, data) if (data := onnx_external.data_files(path)) else sha256_file(path)
     lines = [f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files(path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -81,13 +85,35 @@ def sha256_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputRejected(f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path and its permissions") from error
+        raise _unreadable(error, path) from error
+
+
+def _sha256_pair(path: Path, data: list[Path]) -> str:
+    try:
+        return onnx_external.sha256(path, data)
+    except OSError as error:
+        raise _unreadable(error, path) from error
+
+
+def _unreadable(error: OSError, path: Path) -> InputRejected:
+    hint = "check the path and its permissions"
+    return InputRejected(f"cannot be read: {error.strerror or error}", where=str(error.filename or path), hint=hint)
 
 
 def copy(source: Path, out: Path) -> None:
-    """Copies a model's content; ``out`` must not exist as a folder."""
+    """Copies a model's content; ``out`` must not exist as a folder.
+
+    An ONNX graph with weights in other files becomes a pair: ``out``, and beside it all weights in ``<out>.data``.
+
+    Raises:
+        InputRejected: As :func:`files`.
+    """
+    data = onnx_external.data_files(source)
     if source.is_dir():
         _copy_folder(source, out)
+    elif data:
+        onnx_external.write_data(data, onnx_external.data_path(out))
+        out.write_bytes(onnx_external.graph_for(source, out.name, data))
     else:
         shutil.copyfile(source, out)
 

@@ -1,4 +1,4 @@
-"""ONNX files as every route writes them: one file, of known origin, of the operator set that was asked for, checked and cleaned up.
+"""ONNX files as every route writes them: of known origin, of the operator set that was asked for, checked and cleaned up.
 
 What a step may change is held against what the graph computed before: both run in ONNX Runtime on the same random inputs.
 """
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from toolkit import onnx_external
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays
 
-MAX_BYTES = (1 << 31) - 1
-"""Protocol buffers, of which an ONNX file is one, end at 2 GiB."""
+MAX_BYTES = (1 << 31) - (64 << 20)
+"""Largest weights of a single file: Protocol Buffers, of which it is one, end at 2 GiB, and the graph needs some of that."""
 CLEAN_UP = "edgekit.clean_up"
 """Key of the model's metadata that says what became of the clean-up."""
 UNTOUCHED = "not asked for"
@@ -62,6 +63,8 @@ def run(model: Any, inputs: Arrays) -> dict[str, np.ndarray]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    if isinstance(model, Path) and onnx_external.data_path(model).exists():
+        options.add_session_config_entry("session.disable_prepacking", "1")  # large weights stay mapped, and are not in memory once more
     try:
         given = model if isinstance(model, bytes) else str(model) if isinstance(model, Path) else model.SerializeToString()
         session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
@@ -195,7 +198,7 @@ def _without_weights(model: Any) -> Any:
         if field.name != "initializer":
             _set(light.graph, field.name, value)
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) > _LARGE_BYTES:
+        if len(tensor.raw_data) > _LARGE_BYTES or tensor.external_data:
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         else:
             light.graph.initializer.append(tensor)
@@ -209,27 +212,41 @@ def _set(message: Any, name: str, value: Any) -> None:
         getattr(message, name).MergeFrom(value)
 
 
-def check_size(size_bytes: int, where: str) -> None:
-    """Refuses what one ONNX file cannot hold; a second file beside it would be left behind on the way to a device.
+def set_apart(model: Any, out: Path) -> bool:
+    """Moves the large weights of a model that one file cannot hold into the file beside it, one tensor after the other.
 
-    Raises:
-        InputRejected: It is too large.
+    Args:
+        model: The ``onnx_ir.Model``; changed in place where it is too large.
+        out: The ``.onnx`` file that it will be written to; the weights go to ``<out>.data``.
+
+    Returns:
+        Whether that was necessary.
     """
-    if size_bytes > MAX_BYTES:
-        raise InputRejected(
-            f"has {size_bytes / 1e9:.2f} GB of weights, and one ONNX file holds {MAX_BYTES / 1e9:.2f} GB at most",
-            where=where,
-            hint="convert to a format without that limit (openvino, pte), or make the model smaller",
-        )
+    import onnx_ir
+
+    stored = [value.const_value for graph in model.graphs() for value in graph.initializers.values() if value.const_value is not None]
+    if sum(tensor.nbytes for tensor in stored) <= MAX_BYTES:
+        return False
+    place = onnx_external.data_path(out)
+    onnx_ir.external_data.unload_from_model(model, place.parent, place.name, size_threshold_bytes=_LARGE_BYTES)
+    return True
+
+
+def is_apart(model: Any) -> bool:
+    """Whether weights of a ``ModelProto`` are in another file."""
+    return any(tensor.external_data for tensor in model.graph.initializer)
 
 
 def save(model: Any, out: Path) -> None:
-    """Writes a model as one file.
+    """Writes a model, or the graph of one whose weights were set apart.
 
     Raises:
-        InputRejected: It is too large for one.
+        InputRejected: It is too large for one file.
     """
-    check_size(sum(len(tensor.raw_data) for tensor in model.graph.initializer), out.name)
+    size_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size_bytes > MAX_BYTES:
+        what = f"has {size_bytes / 1e9:.2f} GB of weights, and this route writes one ONNX file, which holds {MAX_BYTES / 1e9:.2f} GB at most"
+        raise InputRejected(what, where=out.name, hint="convert to a format without that limit (openvino), or make the model smaller")
     out.write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -10,13 +10,14 @@ import importlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from toolkit import intake
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.errors import StageFailed
 from toolkit.factory import CODE_ERRORS
@@ -29,6 +30,7 @@ DTYPES = {
     **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
     "boolean": "bool",
 }
+Names = Callable[[Path], tuple[list[str], list[str], set[str]]]
 _TELEMETRY = "openvino_telemetry"
 # A name that OpenVINO made up: the operator's type and a number.
 _NUMBERED = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+")
@@ -74,6 +76,48 @@ def convert(source: Any, where: str) -> Any:
     except errors() as error:
         hint = "replace that operator in the model"
         raise StageFailed(f"OpenVINO cannot convert the model: {reason(error)}", where=where, hint=hint) from error
+
+
+class FileRoute:
+    """A route from a model file that OpenVINO reads itself; it writes a folder with ``model.xml`` and ``model.bin``.
+
+    Args:
+        source: The format it reads.
+        names: Returns the names of a file's inputs and of its outputs, in its own order, and names of operators that are the file's own.
+            It raises InputRejected where the file is damaged.
+        modules: Import names that it needs beside OpenVINO.
+        distributions: Their distributions.
+        extra: What to install when one is missing.
+    """
+
+    version = 1
+    format = "openvino"
+    options: tuple[str, ...] = ("dynamic",)
+
+    def __init__(self, source: str, names: Names, modules: tuple[str, ...], distributions: tuple[str, ...], extra: str) -> None:
+        self.name, self.source, self.extra = f"{source}_openvino", source, extra
+        self.modules: tuple[str, ...] = ("openvino", *modules)
+        self.distributions: tuple[str, ...] = ("openvino", *distributions)
+        self._names = names
+
+    def convert(self, program: Path, out: Path, signature: Signature) -> None:
+        """Converts a model file; operators keep the names that they have in it.
+
+        Args:
+            program: The model file.
+            out: The folder to write.
+            signature: Inputs and outputs; where it has a size that is free in the file, the size becomes fixed.
+
+        Raises:
+            InputRejected: The file is damaged.
+            StageFailed: An operator has no OpenVINO counterpart, or the model has other inputs and outputs.
+        """
+        intake.check_model(program, self.source)
+        inputs, outputs, known = self._names(program)
+        model = convert(str(program), self.name)
+        rename(model, inputs, outputs)
+        fix_sizes(model, signature)
+        write(model, out, known)
 
 
 def errors() -> tuple[type[BaseException], ...]:

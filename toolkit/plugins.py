@@ -20,9 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from toolkit import modelfile
+from toolkit import intake_keras, modelfile
 from toolkit.errors import ConfigError, MissingExtra, NoRoute, SetupError
 from toolkit.factory import CODE_ERRORS, first_line
+from toolkit.mistakes import nearest
 from toolkit.protocols import (
     Arrays,
     Built,
@@ -124,8 +125,11 @@ def routes(source: str, format: str) -> list[Route]:
     """
     found = [route for route in _by_trust("routes") if (route.source, route.format) == (source, format)]
     if not found:
-        known = sorted({f"{route.source} -> {route.format}" for route in discover("routes").values()})
-        raise NoRoute(f"no route converts {source} to {format}; routes installed: {', '.join(known)}", hint="run: edgekit doctor")
+        made = sorted({route.format for route in discover("routes").values()})
+        if format not in made:
+            raise ConfigError(f"nothing makes {format!r}; formats: {', '.join(made)}", where="format", hint=nearest(format, made))
+        reached = sorted({route.format for route in discover("routes").values() if route.source == source}) or ["nothing"]
+        raise NoRoute(f"no route converts {source} to {format}; from {source} routes lead to: {', '.join(reached)}", hint="run: edgekit doctor")
     return found
 
 
@@ -202,7 +206,7 @@ def format_of(path: Path) -> str | None:
     """Returns the format that a file's suffix stands for, if a runtime or a reader declares it; of a folder also by what it holds."""
     if path.is_dir() and (folder := modelfile.folder_format(path)):
         return folder
-    suffix = path.suffix.lower().removeprefix(".")
+    suffix = intake_keras.SUFFIXES.get(path.suffix.lower(), path.suffix.lower().removeprefix("."))
     declared = {format for runtime in discover("runtimes").values() for format in runtime.formats}
     declared |= {reader.format for reader in discover("readers").values()}
     return suffix if suffix in declared else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -48,7 +48,10 @@ class Source(Plugin, Protocol):
 
     A source may also have ``prepare(model, weights)``, which returns the model in inference mode, with the ``.safetensors``
     file ``weights`` loaded unless that is ``None``. Without it, a factory must return a model that is ready, and a project
-    must not name weights.
+    must not name weights. ``input_names(model)``, the names of its inputs in order, for examples that are given by position; without
+    it they are ``input_0`` and so on. ``notes(model)``, what its user should know of a model, a sentence each. ``options``: with
+    ``dynamic`` in it, ``capture`` gets the sizes that stay free by input and axis, and ``runner`` runs batches of any size; with
+    ``bounds``, those sizes may have bounds, see :mod:`toolkit.sizes`.
     """
 
     format: str
@@ -98,20 +101,24 @@ class Route(Plugin, Protocol):
     :class:`toolkit.config.Conversion` that it follows: a route is passed over when the user asks for one that it does not know, and
     ``convert`` gets those that were asked for as keyword arguments; ``dynamic`` among them says that it takes signatures with free
     sizes. ``rewrites``, a mapping from the name of each rewrite that it can apply to one line on what that does (then ``rewrites`` is
-    among the options). And ``preflight(program, signature) -> list[Obstacle]``, which looks in seconds for what ``convert`` would fail on
-    in minutes; with ``rewrites=`` where the user declared some.
+    among the options). ``large``, true where the files that it writes may exceed what one Protocol Buffer or FlatBuffer holds, as an
+    ONNX graph with its weights in a second file does. And ``preflight(program, signature) -> list[Obstacle]``, which looks in seconds
+    for what ``convert`` would fail on in minutes; with ``rewrites=`` where the user declared some.
     """
 
     source: str
     format: str
 
-    def convert(self, program: Path, out: Path, signature: Signature) -> None:
+    def convert(self, program: Path, out: Path, signature: Signature) -> Mapping[str, Sequence[str]] | None:
         """Reads ``program`` and writes ``out``, keeping the names of ``signature``.
 
         Args:
             program: The captured source.
             out: The file to write, or the folder where the format is one of ``toolkit.modelfile.FOLDERS``.
             signature: Inputs and outputs of the program; a string in a shape is a size that is free at run time.
+
+        Returns:
+            Where rewrites were asked for, the places that each of them changed, if the route can tell.
         """
 
 
@@ -193,6 +200,8 @@ class Session(Protocol):
 
     Attributes:
         signature: Inputs and outputs of the loaded model.
+
+    A session whose batch is free up to some size may have ``largest_batch``, which says it; more samples are then given in turns.
     """
 
     signature: Signature

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PRELOAD = ("torch", "torch._dynamo")
 FREE_SIZES = "free_sizes.json"
 """Extra file of a captured program: names of its free sizes by input and axis. PyTorch itself keeps no names, only symbols."""
+UNBOUNDED = 1 << 40
+"""From here on an upper bound is none: sympy's infinity, or the largest 64-bit integer that PyTorch puts in its place."""
 _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -96,6 +98,14 @@ def size_names(file: Path, program: torch.export.ExportedProgram) -> dict[str, s
 def size_text(size: object, names: Mapping[str, str]) -> int | str:
     """Returns a size as a number, or as an expression of the free sizes' names: ``batch``, ``2*sequence``."""
     return size if isinstance(size, int) else re.sub(r"[a-z]+\d+", lambda symbol: names.get(symbol[0], symbol[0]), str(size))
+
+
+def largest_batch(program: torch.export.ExportedProgram) -> int | None:
+    """Returns the largest first axis of the inputs that a program was captured for; ``None`` where that is fixed or has no bound."""
+    values = [node.meta.get("val") for node in input_nodes(program)]
+    firsts = {str(value.shape[0]) for value in values if len(getattr(value, "shape", ()))}
+    limits = [limit.upper for symbol, limit in program.range_constraints.items() if str(symbol) in firsts]
+    return min((int(limit) for limit in limits if limit < UNBOUNDED), default=None)
 
 
 def input_nodes(program: torch.export.ExportedProgram) -> list[Node]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall", "SymbolicGradient", "RemoteCall")
 
 
 def pruned(graph: Any, kept: Sequence[str]) -> Any:
@@ -31,6 +33,12 @@ def pruned(graph: Any, kept: Sequence[str]) -> Any:
 def _calls(node: Any) -> Iterator[Any]:
     for _, value in sorted(node.attr.items()):
         yield from (*([value.func] if value.HasField("func") else []), *value.list.func)
+
+
+def stands_alone(graph: Any, variables: Collection[str]) -> bool:
+    """Whether a graph has nothing left to inline or to freeze: no calls and none of the operators of ``variables``."""
+    functions = {function.signature.name for function in graph.library.function}
+    return not any(node.op in variables or node.op in functions or node.op in _CALLS for node in nodes(graph))
 
 
 def tidy(graph: Any, kept: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.errors import InputRejected
+from toolkit.savedmodel_messages import MetaGraph, Node, read_graphs
 
 # A graph is data, but for these: they run Python code, open files of their own choice, or call other machines.
 UNSAFE = re.compile(
@@ -17,11 +18,14 @@ UNSAFE = re.compile(
 CHECKPOINT = re.compile(r"Save(V2|Slices)?|Restore(V2|Slice)?|MergeV2Checkpoints|ShardedFilename")
 
 
+WRITES_CHECKPOINT = re.compile(r"Save(V2|Slices)?|MergeV2Checkpoints")
+
+
 def refuse_unsafe(file: Path) -> None:
     """Refuses graphs with operators that run code or open files. Reads the file itself, without TensorFlow.
 
-    Saving and restoring variables is let through: every SavedModel holds those operators, and TensorFlow's loader uses them itself.
-    What may not be is an inference that needs one (``CHECKPOINT``), which only a loaded graph can tell.
+    Every SavedModel holds operators that save and restore its variables, and TensorFlow's loader uses them. They may be nowhere else:
+    not behind a signature, in a function of the object's own, in what runs when the graph is loaded; and what restores must not save.
 
     Args:
         file: The ``saved_model.pb`` of a SavedModel.
@@ -30,56 +34,51 @@ def refuse_unsafe(file: Path) -> None:
         InputRejected: There is one, or the file is not a SavedModel.
     """
     try:
-        for name, operator, node in _operators(memoryview(file.read_bytes())):
-            if UNSAFE.fullmatch(operator) or (operator == "PrintV2" and b"file://" in bytes(node)):
-                message = f"holds the operator {operator} ({name}), which can run code or open files"
-                raise InputRejected(message, where=str(file), hint="export the model without it, or do not use this file")
-    except (IndexError, ValueError) as error:
+        for found in unsafe(file):
+            message = f"holds the operator {found}, which can run code or open files"
+            raise InputRejected(message, where=str(file), hint="export the model without it, or do not use this file")
+    except (IndexError, ValueError, KeyError) as error:
         raise InputRejected(f"is not a usable savedmodel: {error}", where=str(file), hint="download or export the model again") from error
     except OSError as error:
         raise InputRejected(f"cannot be read: {error.strerror or error}", where=str(file), hint="check the file's permissions") from error
 
 
-def _operators(data: memoryview) -> Iterator[tuple[str, str, memoryview]]:
-    """Yields name, operator and bytes of every node: SavedModel.meta_graphs.graph_def, its nodes and those of its functions."""
-    for meta in _fields(data, 2):
-        for graph in _fields(meta, 2):
-            functions = [function for library in _fields(graph, 2) for function in _fields(library, 1)]
-            for nodes in (_fields(graph, 1), *(_fields(function, 3) for function in functions)):
-                for node in nodes:
-                    yield _text(node, 1), _text(node, 2), node
+def unsafe(file: Path) -> Iterator[str]:
+    """Yields every operator of a ``saved_model.pb`` that runs code or opens files, with the name of its node: ``ReadFile (words)``.
+
+    Raises:
+        ValueError: The file is not a SavedModel.
+        OSError: It cannot be read.
+    """
+    for meta in read_graphs(file.read_bytes()):
+        for nodes in (meta.main.nodes, *(function.nodes for function in meta.functions.values())):
+            yield from (f"{node.kind} ({node.name})" for node in nodes.values() if UNSAFE.fullmatch(node.kind) or _prints_to_file(node))
+        places = [tensor.place for _, outputs in meta.signatures.values() for tensor in outputs.values()]
+        started = _run_by(meta, [*places, *meta.started], meta.public)
+        yield from (f"{node.kind} ({node.name})" for node in started if CHECKPOINT.fullmatch(node.kind))
+        restoring = _run_by(meta, [meta.restores], ())
+        yield from (f"{node.kind} ({node.name})" for node in restoring if WRITES_CHECKPOINT.fullmatch(node.kind))
 
 
-def _text(message: memoryview, number: int) -> str:
-    return bytes(next(_fields(message, number), memoryview(b""))).decode("utf-8", "replace")
+def _prints_to_file(node: Node) -> bool:
+    return node.kind == "PrintV2" and any(b"file://" in bytes(part) for value in node.attributes.values() for part in value.bytes(2))
 
 
-def _fields(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yields the length-delimited fields of one number of a protobuf message (https://protobuf.dev/programming-guides/encoding)."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        number, wire = tag >> 3, tag & 7
-        if wire not in (0, 1, 2, 5) or not number:
-            raise ValueError(f"byte {place:,} starts no protobuf field")
-        if wire == 0:
-            _, place = _varint(data, place)
-            continue
-        length, place = _varint(data, place) if wire == 2 else ({1: 8, 5: 4}[wire], place)
-        if place + length > len(data):
-            raise ValueError(f"a field needs {length:,} bytes and {len(data) - place:,} are left; the file is truncated or damaged")
-        if wire == 2 and number == wanted:
-            yield data[place : place + length]
-        place += length
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = 0
-    for position in range(10):
-        if place + position >= len(data):
-            raise ValueError("it ends inside a field; the file is truncated")
-        byte = data[place + position]
-        value |= (byte & 0x7F) << (7 * position)
-        if byte < 0x80:
-            return value, place + position + 1
-    raise ValueError("it has a number longer than 10 bytes")
+def _run_by(meta: MetaGraph, places: list[str], functions: tuple[str, ...]) -> Iterator[Node]:
+    """Yields the nodes that must run for some tensors or nodes of the main graph, and those of functions, all they call included."""
+    pending = [place.removeprefix("^").partition(":")[0] for place in places if place]
+    called, seen, entered = list(functions), set[str](), set[str]()
+    while pending:
+        node = meta.main.nodes.get(pending.pop())
+        if node is not None and node.name not in seen:
+            seen.add(node.name)
+            pending += [source.partition(":")[0] for source in (*node.inputs, *node.after)]
+            called += [node.kind, *node.functions()]
+            yield node
+    while called:
+        name = called.pop()
+        if name in meta.functions and name not in entered:
+            entered.add(name)
+            for node in meta.functions[name].nodes.values():
+                called += [node.kind, *node.functions()]
+                yield node

@@ -259,7 +259,8 @@ def _load(folder: Path, meta: Any, key: str) -> Frozen:
 
     try:
         if not meta.HasField("object_graph_def"):
-            return _from_session(folder, meta.signature_def[key])
+            alone = savedmodel_graphs.stands_alone(meta.graph_def, _VARIABLES)
+            return _as_it_is(meta, key) if alone else _from_session(folder, meta.signature_def[key])
         try:
             loaded = tf.saved_model.load(str(folder))  # keeps the variables alive
             function = loaded.signatures[key]
@@ -275,14 +276,33 @@ def _load(folder: Path, meta: Any, key: str) -> Frozen:
         raise InputRejected(reason, where=str(folder), hint=hint) from error
 
 
+def _as_it_is(meta: Any, key: str) -> Frozen:
+    """Takes a graph of constants, as :func:`write` leaves it, without the seconds of a session."""
+    inputs, outputs = _ends(meta.signature_def[key])
+    kept = [*inputs.values(), *outputs.values()]
+    graph = savedmodel_graphs.tidy(meta.graph_def, kept)
+    _refuse_state(graph)
+    frozen = Frozen(graph, inputs, outputs)
+    _check_frozen(frozen)
+    with _imported(frozen) as tensor:  # what is damaged fails here
+        for name in kept:
+            tensor(name)
+    return frozen
+
+
+def _ends(definition: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the tensors of a signature's inputs and outputs by name."""
+    inputs, outputs = ({name: info.name for name, info in sorted(infos.items())} for infos in (definition.inputs, definition.outputs))
+    if not all([*inputs.values(), *outputs.values()]):
+        raise InputRejected("has sparse or composite inputs or outputs", where="signature", hint="export a function of plain tensors")
+    return inputs, outputs
+
+
 def _from_session(folder: Path, definition: Any) -> Frozen:
     """Loads a folder by its graph alone, as TensorFlow 1 did."""
     import tensorflow as tf
 
-    inputs = {name: info.name for name, info in sorted(definition.inputs.items())}
-    outputs = {name: info.name for name, info in sorted(definition.outputs.items())}
-    if not all([*inputs.values(), *outputs.values()]):
-        raise InputRejected("has sparse or composite inputs or outputs", where=str(folder), hint="export a function of plain tensors")
+    inputs, outputs = _ends(definition)
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(config=_one_cpu()) as session:
         tf.compat.v1.saved_model.load(session, [_TAG], str(folder))
         nodes = list(dict.fromkeys(savedmodel_graphs.node_of(name) for name in (*inputs.values(), *outputs.values())))

@@ -264,7 +264,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            if full_disk_alone and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if full_disk_alone and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise StoreError(f"the cache cannot be used: {error.strerror or error}", where=str(error.filename or self.root), hint=hint) from error
         except InputRejected as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import savedmodels
+from toolkit import onnx_settled, savedmodels
 from toolkit.artifact import Signature
 from toolkit.errors import StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
@@ -25,7 +24,6 @@ from toolkit.factory import CODE_ERRORS, first_line
 OPSET = 18
 """The newest operator set that tf2onnx 1.17 writes."""
 OLDEST_OPSET = 9
-_NUMBER = re.compile(r"(__\d+)+(?=(:\d+)?$)")
 
 
 def to_onnx(function: Any, out: Path, *, inputs: Sequence[str], outputs: Sequence[str], opset: int | None = None) -> None:
@@ -45,8 +43,14 @@ def to_onnx(function: Any, out: Path, *, inputs: Sequence[str], outputs: Sequenc
     frozen_to_onnx(savedmodels.freeze(function, inputs, outputs), out, opset=opset)
 
 
-def frozen_to_onnx(frozen: savedmodels.Frozen, out: Path, *, opset: int | None = None) -> None:
+def frozen_to_onnx(frozen: savedmodels.Frozen, out: Path, *, opset: int | None = None, sizes: Signature | None = None) -> None:
     """Writes a frozen graph as one self-contained ``.onnx`` file.
+
+    Args:
+        frozen: The graph.
+        out: The file to write.
+        opset: ONNX operator set; ``OPSET`` by default.
+        sizes: Inputs and outputs, which say what sizes that are free in the graph are called.
 
     Raises:
         StageFailed: As :func:`to_onnx`.
@@ -55,7 +59,7 @@ def frozen_to_onnx(frozen: savedmodels.Frozen, out: Path, *, opset: int | None =
 
     given, made = list(frozen.inputs.values()), list(frozen.outputs.values())
     model = _converted(tf2onnx.convert.from_graph_def, frozen.graph, opset, name="model", input_names=given, output_names=made)
-    _finish(model, frozen.inputs, frozen.outputs, out)
+    _finish(model, frozen.inputs, frozen.outputs, out, sizes)
 
 
 def tflite_to_onnx(model: Path, out: Path, signature: Signature, *, opset: int | None = None) -> None:
@@ -92,7 +96,7 @@ def _converted(convert: Callable[..., Any], source: Any, opset: int | None, **op
     tf2onnx.graph.Node.__hash__ = _ordered_hash()
     handlers: dict[str, tuple[Any, list[Any]]] = {name: (handler, []) for name, handler in _MENDED.items() if version >= _since(name)}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), onnx_settled.steady_merging():
             warnings.simplefilter("ignore")  # of TensorFlow, about the interpreter that tf2onnx reads shapes with
             return convert(source, opset=version, custom_op_handlers=handlers, **options)[0]
     except (*CODE_ERRORS, tf.errors.OpError) as error:
@@ -224,13 +228,14 @@ def _fix_sizes(graph: Any, inputs: Mapping[str, str], signature: Signature) -> N
             value.CopyFrom(helper.make_tensor_value_info(value.name, kind.elem_type, wanted[value.name]))
 
 
-def _finish(model: Any, inputs: Mapping[str, str], outputs: Mapping[str, str], out: Path) -> None:
+def _finish(model: Any, inputs: Mapping[str, str], outputs: Mapping[str, str], out: Path, sizes: Signature | None = None) -> None:
     import onnx
 
     _check_operators(model)
     _rename(model.graph, inputs, outputs)
-    _order(model.graph)
-    _renumber(model.graph, {*inputs, *outputs})
+    onnx_settled.settle(model)
+    if sizes is not None:
+        _name_sizes(model.graph, sizes)
     for kind, values, names in (("inputs", model.graph.input, inputs), ("outputs", model.graph.output, outputs)):
         found = [value.name for value in values]
         if sorted(found) != sorted(names):
@@ -242,6 +247,15 @@ def _finish(model: Any, inputs: Mapping[str, str], outputs: Mapping[str, str], o
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise StageFailed(f"tf2onnx wrote invalid ONNX: {first_line(error)}", where="tf2onnx", hint="report it to the exporter's project") from error
     out.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _name_sizes(graph: Any, signature: Signature) -> None:
+    """Calls free sizes as the signature does; tf2onnx numbers them."""
+    names = {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
+    for value in (*graph.input, *graph.output):
+        for dimension, size in zip(value.type.tensor_type.shape.dim, names.get(value.name, ()), strict=False):
+            if isinstance(size, str):
+                dimension.dim_param = size
 
 
 def _infer_outputs(model: Any) -> None:
@@ -310,65 +324,6 @@ def _rename(graph: Any, inputs: Mapping[str, str], outputs: Mapping[str, str]) -
         graph.node.append(helper.make_node("Identity", [new[tensor]], [name], name=f"{name}/Identity"))
     del graph.output[:]
     graph.output.extend(ordered)
-
-
-def _order(graph: Any) -> None:
-    """Puts nodes before those that read them, starting from the outputs; among what could be first, tf2onnx goes by its numbers."""
-    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
-    ordered: dict[int, None] = {}
-    for output in graph.output:
-        pending = [makers[output.name]] if output.name in makers else []
-        while pending:
-            place = pending[-1]
-            missing = [makers[name] for name in _reads(graph.node[place]) if name in makers and makers[name] not in ordered]
-            if missing:
-                pending.extend(reversed(missing))
-            else:
-                ordered[pending.pop()] = None
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _order(inner)
-    nodes = [type(graph.node[place]).FromString(graph.node[place].SerializeToString()) for place in ordered]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _reads(node: Any) -> list[str]:
-    """Names of the tensors that a node needs, with those that its inner graphs take from around them."""
-    found = list(node.input)
-    for inner in _graphs(node):
-        found += [name for other in inner.node for name in other.input] + [value.name for value in inner.output]
-    return found
-
-
-def _renumber(graph: Any, kept: set[str]) -> None:
-    """Takes tf2onnx's running number off the names, and gives those that are then equal numbers of their own, in the graph's order."""
-    everything = [graph, *(inner for node in graph.node for inner in _graphs(node))]
-    tensors, nodes = {name: name for name in ("", *kept)}, dict[str, str]()
-    taken: tuple[set[str], set[str]] = (set(tensors), set())
-    constants = {value.name for one in everything for value in one.initializer}
-
-    def numbered(name: str, known: dict[str, str], used: set[str]) -> str:
-        if name not in known:
-            bare = _NUMBER.sub("", name) or "tensor"
-            known[name] = next(one for one in itertools.chain([bare], (f"{bare}_{place}" for place in itertools.count(1))) if one not in used)
-            used.add(known[name])
-        return known[name]
-
-    for one in everything:
-        for node in one.node:
-            node.name = numbered(node.name, nodes, taken[1])
-            for place, name in enumerate(node.input):
-                if name in constants and name not in tensors:  # which of several equal ones tf2onnx keeps is chance: call it by its use
-                    tensors[name] = numbered(f"{node.name}/input_{place}", {}, taken[0])
-                node.input[place] = numbered(name, tensors, taken[0])
-            node.output[:] = [numbered(name, tensors, taken[0]) for name in node.output]
-    for one in everything:
-        for value in (*one.input, *one.output, *one.value_info, *one.initializer):
-            value.name = numbered(value.name, tensors, taken[0])
-        for values in (one.initializer, one.value_info):
-            values.sort(key=lambda value: value.name)
 
 
 def _graphs(node: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,37 @@ def named_outputs(result: Any) -> dict[str, Any]:
             hint = "save a model that returns tensors, a tuple or a dictionary of tensors"
             raise InputRejected(f"output {name!r} is a {type(value).__name__}, not a tensor", hint=hint)
     return found
+
+
+def plain(module: torch.jit.ScriptModule, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> torch.jit.ScriptModule:
+    """Returns a module that takes tensors by position and returns a tuple, which is all that exporters understand.
+
+    The archive's own code is called as it is, with its branches and loops.
+
+    Args:
+        module: The archive's module.
+        inputs: An example of each input, in the order in which they shall be taken.
+        outputs: Names of the outputs in the order in which they shall be returned, see :func:`named_outputs`.
+    """
+    import torch
+
+    class Plain(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            found = named_outputs(self.module(**dict(zip(inputs, arrays, strict=True))))
+            return tuple(found[name] for name in outputs)
+
+    with quiet(), torch.no_grad():
+        return torch.jit.trace(Plain().eval(), tuple(inputs.values()), strict=False)
+
+
+def returns_plainly(module: torch.jit.ScriptModule) -> bool:
+    """Whether a module returns a tensor, or a tuple without names of its own."""
+    kind = str(module.forward.schema.returns[0].type)
+    return kind == "Tensor" or kind.startswith(("Tuple[", "(", "Tensor"))
 
 
 class _Shapes(pickle.Unpickler):  # finds nothing but the functions below

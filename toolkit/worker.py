@@ -78,6 +78,11 @@ class Workers:
             raise progress.error
         return facts
 
+    def prepare(self, preload: Sequence[str]) -> None:
+        """Starts the server that stages with these modules will be forked from, so that its imports happen beside other work."""
+        if _FORKS and preload:
+            self._server("worker", tuple(preload))
+
     def stop(self) -> None:
         """Ends every child and every server, for good; whoever waits for one, or asks for one later, is interrupted."""
         with self._lock:

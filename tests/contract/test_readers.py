@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import folders, models
+from tests import folders, models, saved_models
 from toolkit import modelfile, plugins
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILDERS = {"onnx": models.tiny_onnx, "tflite": models.tiny_tflite, "pt2": models.tiny_pt2, "openvino": folders.tiny_openvino}
-BUILDERS |= {"ort": models.tiny_ort, "pte": models.tiny_pte}
+BUILDERS |= {"ort": models.tiny_ort, "pte": models.tiny_pte, "savedmodel": saved_models.tiny_savedmodel}
 READ = """
 import sys
 from pathlib import Path

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 import toolkit  # noqa: E402
-from toolkit import errors  # noqa: E402
+from toolkit import errors, modelfile  # noqa: E402
 
 ENGINES = [("onnx", "onnxruntime", "desktop-ort"), ("tflite", "ai_edge_litert", "desktop-litert")]
 
@@ -146,7 +146,7 @@ def wrong(name, kind, says):
         wrong("training mode", errors.InputRejected, "training mode"),
         wrong("no examples", errors.ConfigError, "needs example inputs"),
         wrong("not a model", errors.ConfigError, "cannot capture"),
-        wrong("unknown format", errors.NoRoute, "no route converts pt2 to coreml"),
+        wrong("unknown format", errors.ConfigError, "nothing makes 'coreml'"),
         wrong("parity that cannot fail", errors.ConfigError, "expected a number of dB"),
         wrong("changed file", errors.InputRejected, "has changed since this artifact was made"),
     ],
@@ -183,7 +183,7 @@ def test_mistakes_are_one_clear_error(made, live, images, held_out, mistake, kin
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_in_another_file_are_refused_as_no_digest_would_follow_them(tmp_path):
+def test_a_model_with_weights_in_another_file_is_one_thing(tmp_path):
     import onnx
     from onnx import helper, numpy_helper
 
@@ -191,11 +191,17 @@ def test_weights_in_another_file_are_refused_as_no_digest_would_follow_them(tmp_
     x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
     path = tmp_path / "m.onnx"
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
     store = toolkit.Store(tmp_path / "cache")
     assert toolkit.inspect(path, store=store).details["external_data"] == "yes"
     data = {"x": np.eye(4, dtype=np.float32), "label": np.arange(4)}
-    with pytest.raises(errors.InputRejected, match="keeps its weights in another file") as caught:
+    assert toolkit.evaluate(path, data, target="desktop-ort", store=store).metric.value == 1.0
+    (tmp_path / "m.data").write_bytes(np.roll(np.eye(4, dtype=np.float32), 1, 1).tobytes())
+    changed = toolkit.evaluate(path, data, target="desktop-ort", store=store)
+    assert (changed.metric.value, changed.cached) == (0.0, False), "nothing in the store stands for other weights"
+    made = toolkit.export(path, {"x": data["x"]}, format="ort", output=tmp_path / "m.ort", store=store)
+    assert made.manifest.parent_sha256 == modelfile.sha256(path) and made.manifest.evidence["checks"]["parity"]["outputs"]["y"]["sqnr_db"] > 100
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(errors.InputRejected, match=r"'m\.data' is missing; at least 64 bytes are expected there"):
         toolkit.evaluate(path, data, target="desktop-ort", store=store)
-    assert "onnx.save" in caught.value.hint

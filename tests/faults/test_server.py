@@ -68,6 +68,15 @@ def test_no_output_of_a_server_stays_behind(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "stage"]
 
 
+def test_a_prepared_server_is_the_one_that_stages_are_forked_from(tmp_path):
+    with Workers() as workers:
+        workers.prepare(PRELOAD)
+        server = workers._servers[PRELOAD]
+        echo(workers, tmp_path / "out")
+        assert workers._servers == {PRELOAD: server} and server.alive
+    assert not server.alive
+
+
 def test_a_replaced_server_is_stopped(tmp_path):
     with Workers() as workers:
         kill_server_below_a_stage(workers, tmp_path, signal.SIGKILL)

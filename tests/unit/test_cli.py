@@ -351,7 +351,7 @@ def test_free_sizes_that_cannot_be_read_say_how_to_write_them(text):
 
     with pytest.raises(ConfigError, match="cannot be read") as caught:
         _free_sizes([text])
-    assert "input_ids:0=batch,1=sequence" in caught.value.hint
+    assert "input_ids:0=batch<=8,1=sequence" in caught.value.hint
 
 
 def test_every_option_of_a_conversion_has_a_flag_and_an_argument(edgekit):

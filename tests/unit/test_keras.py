@@ -51,8 +51,6 @@ def check(folder, case, route):
         found = np.concatenate([one[name] for one in rows])
         assert found.dtype == column.dtype and found.shape == column.shape
         assert sqnr_db(column, found) > 90, f"{name}: {sqnr_db(column, found):.1f} dB"
-    if (case, route.name) == ("lstm", "keras_onnx"):
-        return  # tf2onnx orders what loops carry by memory addresses: other bytes each time, the same values
     again = folder / f"{case}.{route.name}.again.{route.format}"
     assert modelfile.sha256(path) == modelfile.sha256(again), "the same model gives the same bytes twice"
 
@@ -187,7 +185,7 @@ refused(dense, {"given_0": x, "more": x}, "takes")
 refused(dense, {"given_0": x.astype(np.float64)}, "float64")
 refused(dense, {"given_0": x.astype(np.int32)}, "int32")
 refused(dense, {"a b": x}, "identifier")
-refused(dense, {"given_0": x}, "found the names", outputs=("a", "b"))
+refused(dense, {"given_0": x}, "1 output .*found 2 names", outputs=("a", "b"))
 refused(dense, {"given_0": np.ones((2, 5), np.float32)}, "raised|take", kind=(InputRejected, StageFailed))
 both = functional(layers.Dense(2), inputs=2)
 refused(both, {"given_1": x, "other": x}, "takes")

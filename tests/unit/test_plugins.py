@@ -126,7 +126,7 @@ def test_a_format_is_known_by_suffix_when_a_plugin_declares_it(install):
 def test_unknown_names_and_ways_list_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown runtime 'ort'.*onnxruntime"):
         plugins.get("runtimes", "ort")
-    with pytest.raises(NoRoute, match=r"no route converts ort to pt2.*pt2 -> onnx"):
+    with pytest.raises(NoRoute, match=r"no route converts ort to pt2; from ort routes lead to: nothing"):
         plugins.routes("ort", "pt2")
     with pytest.raises(NoRoute, match=r"no quantizer makes weight_only_wi2 for onnx.*onnx: static_wi8_ai8"):
         plugins.quantizer("onnx", "weight_only_wi2")
@@ -140,7 +140,7 @@ def test_a_bare_checkout_has_exactly_the_entry_points_of_the_project_file(monkey
         assert list(plugins.discover(group)) == sorted(declared[f"edgekit.{group}"])
         for name, plugin in plugins.discover(group).items():
             module, _, attribute = declared[f"edgekit.{group}"][name].partition(":")
-            assert type(plugin).__module__ == module and getattr(import_module(module), attribute) is plugin
+            assert getattr(import_module(module), attribute) is plugin
 
 
 def test_our_own_plugins_are_asked_before_others_and_ready_ones_before_both(install):

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -314,6 +314,29 @@ def file_job(folder, model, columns, **options):
     return Job({"model": model, "data": folder / "data"}, {"file": True, "format": None, "runtime": "onnxruntime", **options}, folder / "out")
 
 
+def test_what_is_wrong_with_a_file_is_said_of_the_user_s_file(tmp_path):
+    from toolkit import torchscripts
+
+    with torchscripts.quiet():
+        torch.jit.save(torch.jit.script(torch.nn.Linear(4, 2).train()), str(tmp_path / "mine.torchscript"))
+    job = file_job(tmp_path, tmp_path / "mine.torchscript", {"input": np.zeros((6, 4), np.float32)}, runtime="torchscript")
+    with pytest.raises(InputRejected, match="training mode") as caught:
+        stage.run(job)
+    assert caught.value.where == "mine.torchscript"
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "words"), [({"x": {"5": "n"}}, "'x' has 2 axes, found axis 5"), ({"x": {"1": "n"}}, "axis 1 of 'x' is not free")]
+)
+def test_sizes_that_a_file_cannot_free(tmp_path, dynamic, words):
+    for name in ("onnx", "onnxruntime"):
+        pytest.importorskip(name)
+    from tests import models
+
+    with pytest.raises(ConfigError, match=words):
+        stage.run(file_job(tmp_path, models.tiny_onnx(tmp_path / "user.onnx"), {"x": models.samples(6)}, dynamic=dynamic))
+
+
 def test_stage_takes_a_file_as_it_is_and_records_what_it_computes(tmp_path):
     for name in ("onnx", "onnxruntime"):
         pytest.importorskip(name)
@@ -347,6 +370,33 @@ def test_output_names_that_are_no_file_names_are_refused(tmp_path, name):
     with pytest.raises(InputRejected, match="cannot be a file name"):
         stage._record(dataset.Dataset({"x": IMAGES}), {name: np.zeros((1, 1))}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 0])
+def test_infinite_outputs_are_recorded_as_masks_have_them(tmp_path, value):
+    stage._record(dataset.Dataset({"x": IMAGES}), {"mask": np.full((len(IMAGES), 2), value)}, tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "expected" / "outputs" / "mask.npy"), np.full((len(IMAGES), 2), value))
+
+
+def test_a_model_that_gives_nan_itself_is_refused_before_anything_is_converted(tmp_path):
+    outputs = {"fine": np.zeros((3, 2), np.int64), "scores": np.array([[1.0, 2], [np.nan, 1], [3, 4]])}
+    with pytest.raises(InputRejected, match="the model itself gives NaN: output 'scores', 1 of 3 samples, first sample 1"):
+        stage._record(dataset.Dataset({"x": np.zeros((3, 1))}), outputs, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_nan_are_named(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).eval()
+    model[1].bias.data[0] = float("nan")
+    with pytest.raises(InputRejected, match=r"weights hold NaN \(first: 1\.bias\)"):
+        SOURCE.capture(model, {"x": np.zeros((1, 2), np.float32)}, tmp_path / "m.pt2")
+
+
+def test_a_named_tuple_s_fields_are_the_outputs_names(tmp_path):
+    pair = namedtuple("Pair", ["scores", "hidden"])
+    x = np.zeros((1, 2), np.float32)
+    assert list(SOURCE.capture(Returns(lambda x: pair(x + 1, x + 2)).eval(), {"x": x}, tmp_path / "m.pt2")) == ["scores", "hidden"]
+    assert list(run_program(tmp_path / "m.pt2", x=x)) == ["scores", "hidden"]
 
 
 def test_a_model_without_outputs_is_refused(tmp_path):
@@ -407,9 +457,27 @@ def test_other_floats_than_float32_are_refused_by_name(tmp_path, dtype):
 
 def test_tied_weights_are_noted():
     model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5, bias=False)})
-    assert SOURCE.notes(model) == {}
+    assert SOURCE.notes(model) == ()
     model["head"].weight = model["embedding"].weight
-    assert SOURCE.notes(model) == {"tied_weights": [["embedding.weight", "head.weight"]]}
+    assert SOURCE.notes(model) == ("the weights embedding.weight and head.weight are one tensor",)
+
+
+def test_layers_in_two_places_are_noted_once():
+    block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    model = torch.nn.ModuleDict({"a": block, "b": block, "c": torch.nn.Linear(4, 4)})
+    assert SOURCE.notes(model) == ("the layers a and b are one and the same",)
+    model["c"].weight = block[0].weight
+    assert SOURCE.notes(model)[1:] == ("the weights a.0.weight and c.weight are one tensor",)
+    relu = torch.nn.ReLU()  # without weights nothing is held twice
+    assert SOURCE.notes(torch.nn.Sequential(relu, relu)) == ()
+
+
+def test_inputs_are_called_like_forwards_parameters():
+    class Two(torch.nn.Module):
+        def forward(self, left, right, *, scale=1.0):
+            return left + right * scale
+
+    assert SOURCE.input_names(Two()) == ("left", "right")
 
 
 def onnx_outputs(folder, model, x, expected):

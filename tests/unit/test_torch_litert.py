@@ -6,10 +6,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("litert_torch")
 
+from toolkit import pt2  # noqa: E402
 from toolkit.artifact import Signature, TensorSpec  # noqa: E402
 from toolkit.convert import torch_programs, torch_transposed  # noqa: E402
 from toolkit.convert.torch_litert import ROUTE  # noqa: E402
-from toolkit.errors import StageFailed  # noqa: E402
+from toolkit.errors import ConfigError, StageFailed  # noqa: E402
 from toolkit.sources.torch import SOURCE  # noqa: E402
 
 
@@ -84,6 +85,12 @@ def test_a_layout_that_the_first_layer_undoes_is_refused(tmp_path):
         ROUTE.convert(program, tmp_path / "model.tflite", signature, layout="channels_last")
 
 
+def test_a_layout_without_a_picture_is_refused(tmp_path):
+    program, signature, _ = capture(tmp_path, One(Call(lambda x: x * 2)), x=BIAS)
+    with pytest.raises(ConfigError, match="no input has four axes"):
+        ROUTE.convert(program, tmp_path / "model.tflite", signature, layout="channels_last")
+
+
 def test_several_batch_sizes_are_signatures_of_one_file_that_share_the_weights(tmp_path):
     program, signature, expected = capture(tmp_path, Net(), picture=PICTURES, bias=BIAS)
     ROUTE.convert(program, tmp_path / "one.tflite", signature)
@@ -138,8 +145,11 @@ def test_transposed_convolutions_run_as_pytorch_computes_them(tmp_path, argument
 
 
 def test_preflight_names_operator_and_layer_and_passes_what_converts(tmp_path):
-    program, signature, _ = capture(tmp_path, One(torch.nn.Sequential(torch.nn.GELU(), Call(torch.special.bessel_j0))), x=PICTURES)
+    layers = torch.nn.Sequential(torch.nn.GELU(), Call(torch.special.bessel_j0), Call(lambda x: x.view(1, -1)))
+    program, signature, _ = capture(tmp_path, One(layers), x=PICTURES)
+    graph = str(pt2.load(program, keep=True).graph)
     (found,) = ROUTE.preflight(program, signature)
+    assert str(pt2.load(program, keep=True).graph) == graph  # the conversion that follows gets this very program
     assert (found.operator, found.layer, found.reason) == ("aten.special_bessel_j0.default", "step.1", "has no TFLite kernel")
     assert found.hint
     program, signature, _ = capture(tmp_path, Net(), picture=PICTURES, bias=BIAS)

@@ -11,11 +11,12 @@ pytest.importorskip("onnxslim")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from toolkit import onnx_files, plugins  # noqa: E402
+from toolkit import modelfile, onnx_files, plugins  # noqa: E402
 from toolkit.artifact import Signature, TensorSpec  # noqa: E402
-from toolkit.convert import torch_onnx  # noqa: E402
+from toolkit.convert import stage, torch_onnx  # noqa: E402
 from toolkit.convert.torch_onnx import ROUTE  # noqa: E402
 from toolkit.errors import InputRejected, StageFailed  # noqa: E402
+from toolkit.job import Job  # noqa: E402
 from toolkit.sources.torch import SOURCE  # noqa: E402
 
 N = 3
@@ -142,8 +143,8 @@ def test_an_optimizer_that_changes_an_output_is_undone_in_the_route(captured, tm
     program, signature, expected = captured
     export = torch_onnx._export
 
-    def spoiled(program, signature, *, optimize, opset=None):
-        model = export(program, signature, optimize=optimize, opset=opset)
+    def spoiled(program, signature, out, *, optimize, opset=None):
+        model = export(program, signature, out, optimize=optimize, opset=opset)
         if optimize:
             bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias"))
             bias.raw_data = (np.frombuffer(bias.raw_data, np.float32) * 1.01).tobytes()
@@ -165,19 +166,85 @@ def test_the_clean_up_can_be_left_out(captured, tmp_path):
     np.testing.assert_allclose(outputs(tmp_path / "raw.onnx"), expected["scores"], rtol=1e-4, atol=1e-6)
 
 
-def test_what_one_file_cannot_hold_is_refused_before_the_work(captured, tmp_path, monkeypatch):
-    program, signature, _ = captured
-    monkeypatch.setattr(onnx_files, "MAX_BYTES", 100)
-    monkeypatch.setattr(torch_onnx, "_export", lambda *args, **options: pytest.fail("exported all the same"))
-    with pytest.raises(InputRejected, match="one ONNX file holds") as caught:
-        ROUTE.convert(program, tmp_path / "m.onnx", signature)
-    assert "another" in caught.value.hint or "without that limit" in caught.value.hint
-    assert not (tmp_path / "m.onnx").exists()
+class Wide(torch.nn.Module):
+    """Has weights that are worth a file of their own, tied ones among them, and small ones that are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.again, self.head = torch.nn.Linear(192, 192), torch.nn.Linear(192, 192), torch.nn.Linear(192, 5)
+        self.again.weight = self.wide.weight
+
+    def forward(self, image):
+        return {"scores": self.head(torch.nn.functional.gelu(self.again(torch.nn.functional.gelu(self.wide(image.flatten(1))))))}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    torch.manual_seed(0)
+    return make(tmp_path_factory.mktemp("wide"), Wide())
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_weights_beyond_one_file_are_beside_it(wide, tmp_path, monkeypatch, clean):
+    program, signature, expected = wide
+    ROUTE.convert(program, tmp_path / "one.onnx", signature, clean_up=clean)
+    monkeypatch.setattr(onnx_files, "MAX_BYTES", 100_000)
+    ROUTE.convert(program, tmp_path / "m.onnx", signature, clean_up=clean)
+    assert modelfile.files(tmp_path / "m.onnx") == [tmp_path / "m.onnx", tmp_path / "m.onnx.data"]
+    assert (tmp_path / "m.onnx").stat().st_size < 10_000 < 192 * 192 * 4 <= (tmp_path / "m.onnx.data").stat().st_size
+    one, apart = onnx.load(tmp_path / "one.onnx"), onnx.load(tmp_path / "m.onnx")
+    assert one == apart or one.graph.node == apart.graph.node, "the same graph, but for the place of its weights"
+    np.testing.assert_array_equal(outputs(tmp_path / "m.onnx"), outputs(tmp_path / "one.onnx"))
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx"), expected["scores"], rtol=1e-4, atol=1e-6)
+    before = [(tmp_path / name).read_bytes() for name in ("m.onnx", "m.onnx.data")]
+    ROUTE.convert(program, tmp_path / "m.onnx", signature, clean_up=clean)
+    assert [(tmp_path / name).read_bytes() for name in ("m.onnx", "m.onnx.data")] == before, "the same program gives the same bytes twice"
+
+
+def test_the_stage_takes_what_one_buffer_cannot_hold(wide, tmp_path, monkeypatch):
+    program, signature, _ = wide
+    for place, limit in ((onnx_files, "MAX_BYTES"), (modelfile, "BUFFER_BYTES")):
+        monkeypatch.setattr(place, limit, 100_000)
+    facts = stage.run(Job({"program": program}, {"route": ROUTE.name, "signature": signature.model_dump(mode="json")}, tmp_path))
+    assert facts["made_by"] == ROUTE.name
+    assert [path.name for path in modelfile.files(tmp_path / "model.onnx")] == ["model.onnx", "model.onnx.data"]
+
+
+def test_up_to_the_limit_there_is_one_file(wide, tmp_path, monkeypatch):
+    program, signature, _ = wide
+    ROUTE.convert(program, tmp_path / "one.onnx", signature)
+    stored = sum(tensor.ByteSize() for tensor in onnx.load(tmp_path / "one.onnx").graph.initializer)
+    monkeypatch.setattr(onnx_files, "MAX_BYTES", stored)
+    ROUTE.convert(program, tmp_path / "m.onnx", signature)
+    assert (tmp_path / "m.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()
+    assert modelfile.files(tmp_path / "m.onnx") == [tmp_path / "m.onnx"]
+
+
+def test_a_large_graph_is_kept_as_exported_where_the_optimized_one_differs(wide, tmp_path, monkeypatch):
+    program, signature, expected = wide
+    monkeypatch.setattr(onnx_files, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(torch_onnx, "_agrees", lambda *args: False)
+    ROUTE.convert(program, tmp_path / "m.onnx", signature)
+    assert clean_up(tmp_path / "m.onnx").startswith("kept as exported")
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx"), expected["scores"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("opset", "known"), [(18, True), (19, True), (20, True), (17, False), (21, False)])
+def test_a_large_graph_has_the_operator_sets_of_the_exporter(wide, tmp_path, monkeypatch, opset, known):
+    program, signature, expected = wide
+    monkeypatch.setattr(onnx_files, "MAX_BYTES", 100_000)
+    if not known:
+        with pytest.raises(StageFailed, match=f"opsets 18, 19, 20, not in {opset}"):
+            ROUTE.convert(program, tmp_path / "m.onnx", signature, opset=opset)
+        return
+    ROUTE.convert(program, tmp_path / "m.onnx", signature, opset=opset)
+    assert onnx_files.opset(onnx.load(tmp_path / "m.onnx", load_external_data=False)) == opset
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx"), expected["scores"], rtol=1e-4, atol=1e-6)
 
 
 def test_weights_that_grew_on_the_way_are_refused_when_written(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_files, "MAX_BYTES", 15)
-    with pytest.raises(InputRejected, match="one ONNX file holds"):
+    with pytest.raises(InputRejected, match="writes one ONNX file, which holds"):
         onnx_files.save(chain("Mul"), tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 

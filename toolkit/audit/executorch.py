@@ -11,13 +11,13 @@ from math import prod
 from pathlib import Path
 from struct import Struct
 
-from toolkit import intake, modelfile
+from toolkit import modelfile
 from toolkit.artifact import Signature, TensorSpec
+from toolkit.audit.damage import reading
 from toolkit.audit.element_types import element_bits
 from toolkit.audit.flat_tables import FlatTable
 from toolkit.audit.xnnpack import Delegate, read_delegate
 from toolkit.contents import Contents, Layer
-from toolkit.errors import InputRejected
 
 _METHOD, _XNNPACK = "forward", "XnnpackBackend"
 _TENSOR, _STRING, _KERNEL, _DELEGATE = 5, 6, 1, 2
@@ -43,13 +43,8 @@ class ExecuTorchReader:
         Raises:
             InputRejected: The file is damaged, or has no method ``forward``.
         """
-        intake.check_model(model, self.format)
-        try:
+        with reading(model, self.format, ValueError, IndexError, OverflowError):
             return _contents(model)
-        except (ValueError, IndexError, OverflowError, StopIteration) as error:
-            raise InputRejected(
-                f"is not a usable pte file, its structure is damaged: {error}", where=str(model), hint="convert the model again"
-            ) from error
 
 
 READER = ExecuTorchReader()

@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from toolkit import intake, modelfile
+from toolkit import intake, modelfile, onnx_external
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.audit.element_types import element_bits
 from toolkit.audit.onnx_nodes import read_nodes
@@ -334,20 +334,17 @@ def _inline_bytes(tensor: Any) -> int:
 
 def _external_bytes(model: Path, tensor: Any) -> int:
     """Checks where a tensor's external data lies and returns its size in bytes; the data is not read."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    where = f"{model}: tensor {tensor.name!r}"
-    if not location or Path(location).is_absolute() or PureWindowsPath(location).anchor or ".." in PureWindowsPath(location).parts:
-        raise InputRejected(f"its external data {location!r} lies outside the model's folder", where=where, hint="do not use this file")
-    file = intake.inside(model.parent, location)
-    if not file.is_file():
-        raise InputRejected(f"its external data {location!r} is missing", where=where, hint="keep the file beside the model")
-    size, offset = file.stat().st_size, int(entries.get("offset", "0"))
-    length = int(entries.get("length", size - offset))
-    if offset < 0 or length < 0 or offset + length > size:
-        found = f"needs bytes {offset:,} to {offset + length:,} of {location!r}, which has {size:,}"
-        raise InputRejected(found, where=where, hint="copy the file again; it is truncated")
-    return length
+    span = onnx_external.locate(model, tensor.name, {entry.key: entry.value for entry in tensor.external_data})
+    found = span.file.stat().st_size if span.file.is_file() else 0
+    given = found - span.offset if span.length is None else span.length
+    bits = element_bits(dtype_name(tensor.data_type))
+    size = -(-prod(tensor.dims) * bits // 8) if bits else given
+    if span.length is not None and span.length != size:
+        raise ValueError(f"tensor {tensor.name!r} has {span.length:,} bytes of external data, expected {size:,}")
+    if span.offset + size > found:
+        what = f"needs bytes {span.offset:,} to {span.offset + size:,} of {span.file.name!r}, which has {found:,}"
+        raise InputRejected(what, where=f"{model}: tensor {tensor.name!r}", hint="copy the file again; it is truncated")
+    return size
 
 
 def _signature(graph: Any) -> Signature:

@@ -12,13 +12,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from toolkit import intake, modelfile
+from toolkit import modelfile
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.audit import openvino_graph
+from toolkit.audit.damage import reading
 from toolkit.audit.openvino_graph import CONST, PARAMETER, RESULT, Graph, Operator
 from toolkit.audit.openvino_nodes import FAKE_QUANTIZE, LAYERS, activation, read_nodes
 from toolkit.contents import Contents, Layer
-from toolkit.errors import InputRejected
 from toolkit.openvino_ir import BIN, XML
 
 COMPUTED = "-"
@@ -40,13 +40,8 @@ class OpenVinoReader:
         Raises:
             InputRejected: The folder is damaged.
         """
-        intake.check_model(model, self.format)
-        try:
+        with reading(model, self.format, OSError, ValueError, KeyError, IndexError, OverflowError):
             return _contents(model)
-        except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
-            told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            hint = "download or convert the model again"
-            raise InputRejected(f"is not usable OpenVINO IR, it is damaged: {told}", where=str(model), hint=hint) from error
 
 
 def _contents(path: Path) -> Contents:

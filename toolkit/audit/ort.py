@@ -10,12 +10,12 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
-from toolkit import intake, modelfile
+from toolkit import modelfile
 from toolkit.artifact import Signature, TensorSpec
+from toolkit.audit.damage import reading
 from toolkit.audit.element_types import element_bits
 from toolkit.audit.flat_tables import FlatTable
 from toolkit.contents import Contents, Layer
-from toolkit.errors import InputRejected
 
 _COMPUTED = "-"
 _TENSOR, _NUMBER = 1, 1
@@ -51,13 +51,8 @@ class OrtReader:
         Raises:
             InputRejected: The file is damaged.
         """
-        intake.check_model(model, self.format)
-        try:
+        with reading(model, self.format, ValueError, OverflowError):
             return _contents(model)
-        except (ValueError, OverflowError) as error:
-            raise InputRejected(
-                f"is not a usable ort file, its structure is damaged: {error}", where=str(model), hint="convert the model again"
-            ) from error
 
 
 READER = OrtReader()

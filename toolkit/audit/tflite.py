@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from toolkit import intake, modelfile
+from toolkit import modelfile
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.audit import tflite_nodes
+from toolkit.audit.damage import reading
 from toolkit.contents import Contents, Layer, Node
-from toolkit.errors import InputRejected
 
 DYNAMIC = "dynamic int8"
 COMPUTED = "-"
@@ -58,12 +58,8 @@ class TfliteReader:
         Raises:
             InputRejected: The file is damaged.
         """
-        intake.check_model(model, self.format)
-        try:
+        with reading(model, self.format, struct.error, ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError):
             return _contents(model)
-        except (struct.error, ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
-            hint = "download or convert the file again"
-            raise InputRejected(f"is not a usable tflite file, its structure is damaged: {error}", where=str(model), hint=hint) from error
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,14 @@ def _show(diagnosis: Diagnosis, out: Console) -> None:
         trusted = f", trust {plugin.trust:.2f}" if plugin.trust is not None else ""
         plugins.add_row(plugin.group.removesuffix("s"), plugin.name, f"{plugin.does}{trusted}", state)
     out.print(plugins)
-    rewrites = [(name, plugin.name, does) for plugin in diagnosis.plugins for name, does in plugin.rewrites.items()]
+    rewrites: dict[tuple[str, str], list[str]] = {}
+    for plugin in diagnosis.plugins:
+        for rewrite in plugin.rewrites.items():
+            rewrites.setdefault(rewrite, []).append(plugin.name)
     if rewrites:
-        table = Table("rewrite", "route", "does", title="Rewrites, applied where they are asked for: --rewrite NAME", title_justify="left")
-        for row in rewrites:
-            table.add_row(*map(escape, row))
+        table = Table("rewrite", "does", "routes", title="Rewrites, applied where they are asked for: --rewrite NAME", title_justify="left")
+        for (name, does), routes in rewrites.items():
+            table.add_row(*map(escape, (name, does, ", ".join(routes))))
         out.print(table)
     lines = [extra.install for extra in diagnosis.extras if extra.install and extra.used]
     if lines:

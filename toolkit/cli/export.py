@@ -32,7 +32,8 @@ def export(
     route: Annotated[str, typer.Option("--route", help="The only route to take; auto tries all, the most trusted first.")] = "auto",
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set.", show_default="the route's")] = None,
     dynamic: Annotated[
-        list[str] | None, typer.Option("--dynamic", help="Sizes that stay free: input_ids:0=batch,1=sequence. Repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option("--dynamic", help="Sizes that stay free: 'ids:0=batch<=8,1=16<=steps<=128', bounds or none. Repeatable.", show_default=False),
     ] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="channels_last: image inputs as n x h x w x c.", show_default="the source's")] = None,
     batch_size: Annotated[
@@ -87,7 +88,7 @@ def _model_format(formats: list[str]) -> str:
 
 
 def _free_sizes(given: list[str]) -> dict[str, dict[int, str]]:
-    """Reads ``input:axis=name,axis=name``. Input names may have colons of their own."""
+    """Reads ``input:axis=name,axis=name<=most``. Input names may have colons of their own."""
     from toolkit.errors import ConfigError
 
     found: dict[str, dict[int, str]] = {}
@@ -95,7 +96,7 @@ def _free_sizes(given: list[str]) -> dict[str, dict[int, str]]:
         name, _, axes = text.rpartition(":")
         pairs = [pair.partition("=") for pair in axes.split(",")]
         if not name or not all(axis.strip().isdecimal() and size.strip() for axis, _, size in pairs):
-            hint = "write INPUT:AXIS=NAME,AXIS=NAME, for example input_ids:0=batch,1=sequence"
+            hint = "write INPUT:AXIS=NAME,AXIS=NAME, for example 'input_ids:0=batch<=8,1=sequence'"
             raise ConfigError(f"cannot be read: {text!r}", where="--dynamic", hint=hint)
         found.setdefault(name, {}).update({int(axis): size.strip() for axis, _, size in pairs})
     return found

@@ -24,6 +24,8 @@ def artifact_facts(artifact: Artifact) -> Callable[[Console], None]:
         "outputs": ", ".join(map(str, artifact.signature.outputs)),
         "made by": manifest.made_by + (" (cached)" if artifact.cached else ""),
     }
+    for rewrite, places in manifest.evidence.get("rewritten", {}).items():
+        rows[f"rewrite {rewrite}"] = f"{len(places)} of {', '.join(places[:3])}{', ...' * (len(places) > 3)}" if places else "found nothing to change"
     for attempt in manifest.evidence.get("attempts", ()):
         if attempt["outcome"] != "taken" and attempt["code"] != "not-needed":
             rows[f"route {attempt['route']}"] = f"{attempt['outcome']}: {attempt['reason']}"
@@ -37,4 +39,6 @@ def artifact_facts(artifact: Artifact) -> Callable[[Console], None]:
     audit = manifest.evidence.get("checks", {}).get("audit", {})
     if "not_done" in audit:
         rows["audit"] = f"not done: {audit['not_done']}"
+    if notes := manifest.evidence.get("notes"):
+        rows["notes"] = "\n".join(notes)
     return facts(rows)

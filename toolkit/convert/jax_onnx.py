@@ -21,7 +21,7 @@ class JaxOnnx:
     """Writes one self-contained ``.onnx`` file whose bytes depend on the program and the versions alone."""
 
     name = "jax_onnx"
-    version = 1
+    version = 2
     source = "jax"
     format = "onnx"
     modules: tuple[str, ...] = ("jax", "litert_converter", "onnx")

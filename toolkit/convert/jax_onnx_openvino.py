@@ -15,7 +15,7 @@ class JaxOnnxOpenVino:
     """Writes a folder with ``model.xml`` and ``model.bin``."""
 
     name = "jax_onnx_openvino"
-    version = 1
+    version = 2
     source = "jax"
     format = "openvino"
     modules: tuple[str, ...] = (*jax_onnx.ROUTE.modules, "openvino")

@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from toolkit import keras_models, onnx_files, tensorflow_onnx
+from toolkit import keras_models, onnx_files, onnx_settled, tensorflow_onnx
 from toolkit.artifact import Signature
-from toolkit.convert import onnx_settled
 from toolkit.errors import StageFailed
 from toolkit.plugins import Route
 
 
 class KerasOnnx:
-    """Writes one self-contained ``.onnx`` file; the same bytes each time, but for recurrent layers, whose loops tf2onnx writes in any order.
+    """Writes one self-contained ``.onnx`` file; the same bytes each time.
 
     Args:
         name: The route's name.
         source: ``keras`` or ``h5``.
     """
 
-    version = 2
+    version = 3
     format = "onnx"
     modules: tuple[str, ...] = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxslim", "onnxruntime")
     distributions: tuple[str, ...] = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxslim", "onnxruntime")
@@ -50,9 +49,9 @@ class KerasOnnx:
         # tf2onnx knows a recurrent layer by the sizes that it reads from its input: with a fixed batch those are constants, and a loop
         # takes the place of ONNX's own operator, five times slower.
         try:
-            _write(keras_models.frozen(program, _free(signature)), out, opset)
+            tensorflow_onnx.frozen_to_onnx(keras_models.frozen(program, _free(signature)), out, opset=opset)
         except StageFailed:
-            _write(keras_models.frozen(program, signature), out, opset)
+            tensorflow_onnx.frozen_to_onnx(keras_models.frozen(program, signature), out, opset=opset)
         model = onnx.load(str(out))
         _fix(model, signature)
         model, _ = onnx_files.guarded(model, onnx_files.slim, onnx_files.random_inputs(signature), "onnxslim")
@@ -62,11 +61,6 @@ class KerasOnnx:
     def contract_example(self, folder: Path) -> Any:
         """Writes a small model; see :func:`toolkit.keras_models.write_example`."""
         return keras_models.write_example(folder, self.source, recurrent=False)
-
-
-def _write(frozen: Any, out: Path, opset: int | None) -> None:
-    with onnx_settled.steady_merging():
-        tensorflow_onnx.frozen_to_onnx(frozen, out, opset=opset)
 
 
 def _free(signature: Signature) -> Signature:

@@ -50,6 +50,7 @@ class Shared:
         means: For the sum of a window, by its name, the mean that it was made from and the window's size.
         rectified: For the result of a Relu, by its name, what it was made from.
         shifted: For the sum of a tensor and a constant, by its name, the two.
+        shapes: The sizes of what nodes make, by name.
     """
 
     initializers: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Shared:
     means: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     rectified: dict[str, Tensor] = field(default_factory=dict)
     shifted: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Graph:
@@ -123,6 +125,7 @@ class Graph:
         from onnx import helper
 
         made = [Tensor(self.new_name(operator), tuple(map(int, shape)), np.dtype(dtype)) for shape, dtype in outputs]
+        self.shared.shapes.update((tensor.name, tensor.shape) for tensor in made)
         names = [self.name(tensor) for tensor in inputs]
         self.nodes.append(helper.make_node(operator, names, [tensor.name for tensor in made], name=made[0].name, **attributes))
         return made
@@ -218,7 +221,7 @@ class Graph:
             return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tensor.dtype), list(tensor.shape))
 
         ends = [helper.make_node("Identity", [self.name(tensor)], [name], name=self.new_name("output")) for name, tensor in outputs]
-        nodes = _needed([*self.nodes, *ends], {name for name, _ in outputs})
+        nodes = needed([*self.nodes, *ends], {name for name, _ in outputs})
         return helper.make_graph(nodes, name, [describe(*one) for one in inputs], [describe(*one) for one in outputs])
 
 
@@ -228,7 +231,7 @@ def reads(node: Any) -> set[str]:
     return {*node.input, *inner}
 
 
-def _needed(nodes: list[Any], outputs: set[str]) -> list[Any]:
+def needed(nodes: list[Any], outputs: set[str]) -> list[Any]:
     """Leaves out the nodes whose results nothing reads."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit import intake, pt2
+from toolkit import intake, modelfile, pt2
 from toolkit.artifact import Signature
 from toolkit.convert import onnx_recurrent, onnx_shapes, onnx_spatial  # noqa: F401  they register their operators
 from toolkit.convert.onnx_operators import OPERATORS, Call, Unsupported
@@ -87,6 +87,10 @@ def _load(program: Path, signature: Signature) -> Any:
     import onnx
 
     intake.check_model(program, "onnx")
+    size_bytes = modelfile.size_bytes(program)
+    if size_bytes > modelfile.BUFFER_BYTES:  # the shapes are inferred of a whole model in one buffer
+        what = f"has {size_bytes / 1e9:.2f} GB, and this route reads at most {modelfile.BUFFER_BYTES / 1e9:.2f} GB"
+        raise InputRejected(what, where=program.name, hint="convert it to openvino, or start from the PyTorch model")
     try:
         model = onnx.load_model(str(program))
         inlined = onnx.inliner.inline_local_functions(model) if model.functions else model

@@ -55,6 +55,7 @@ class SavedModelLiteRT:
     distributions: tuple[str, ...] = ("tensorflow",)
     extra = "edgekit[tensorflow]"
     preload = savedmodels.PRELOAD
+    options: tuple[str, ...] = ("dynamic",)
     trust = 0.9
 
     def preflight(self, program: Path, signature: Signature) -> list[Obstacle]:
@@ -73,7 +74,7 @@ class SavedModelLiteRT:
         Args:
             program: The SavedModel folder.
             out: The ``.tflite`` file to write.
-            signature: Inputs and outputs, with static shapes.
+            signature: Inputs and outputs; sizes that are free in the model may stay so.
 
         Raises:
             InputRejected: The folder is damaged, could run code, or does not fit the signature.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class SavedModelOpenVino:
     distributions: tuple[str, ...] = ("openvino",)
     extra = "edgekit[openvino]"
     options: tuple[str, ...] = ("dynamic",)
+    trust = 0.8
 
     def convert(self, program: Path, out: Path, signature: Signature) -> None:
         """Converts the function ``serving_default`` of a SavedModel.
@@ -47,7 +49,35 @@ class SavedModelOpenVino:
         return savedmodels.example(folder)
 
 
+class FrozenSavedModelOpenVino(SavedModelOpenVino):
+    """Lets TensorFlow turn variables into constants first: OpenVINO's frontend does not find all of them in the folder of a large Keras model."""
+
+    name = "savedmodel_frozen_openvino"
+    modules: tuple[str, ...] = ("tensorflow", "openvino")
+    distributions: tuple[str, ...] = ("tensorflow", "openvino")
+    extra = "edgekit[tensorflow,openvino]"
+    trust = 0.7
+
+    def convert(self, program: Path, out: Path, signature: Signature) -> None:
+        """Converts the function ``serving_default`` of a SavedModel, or its only one.
+
+        Args:
+            program: The folder.
+            out: The folder to write.
+            signature: As of :class:`SavedModelOpenVino`.
+
+        Raises:
+            InputRejected: The folder is damaged, could run code, or does not fit the signature.
+            StageFailed: An operator has no OpenVINO counterpart.
+        """
+        with tempfile.TemporaryDirectory(prefix="edgekit-savedmodel-") as scratch:
+            between = Path(scratch) / "model.savedmodel"
+            savedmodels.write(savedmodels.pinned(savedmodels.load(program), signature), between)
+            super().convert(between, out, signature)
+
+
 ROUTE: Route = SavedModelOpenVino()
+FROZEN: Route = FrozenSavedModelOpenVino()
 
 
 def _in_order(model: Any, signature: Signature) -> Any:

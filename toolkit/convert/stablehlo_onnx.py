@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.convert import stablehlo, stablehlo_onnx_index, stablehlo_onnx_loops, stablehlo_onnx_windows
+from toolkit.convert import stablehlo, stablehlo_onnx_fused, stablehlo_onnx_index, stablehlo_onnx_loops, stablehlo_onnx_windows
 from toolkit.convert.onnx_graph import Graph, Tensor, reads
 from toolkit.convert.stablehlo_values import Unsupported, dense, element_type, shape_of, whole
 
@@ -66,9 +66,11 @@ def lower(module: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any
     for name, argument in zip(inputs, main.arguments, strict=True):
         graph.values[argument] = Tensor(name, shape_of(argument), element_type(argument))
         graph.shared.used[name] += 1
+        graph.shared.shapes[name] = graph.values[argument].shape
         taken.append((name, graph.values[argument]))
     graph.shared.used.update(outputs)
     found = _Walk(functions).block(graph, main)
+    stablehlo_onnx_fused.fuse(graph, found)
     proto = graph.finish(taken, list(zip(outputs, found, strict=True)), "model")
     used = {name for node in proto.node for name in reads(node)}
     proto.initializer.extend(graph.shared.initializers[name] for name in sorted(used & set(graph.shared.initializers)))
@@ -168,7 +170,8 @@ def _fusible(graph: Graph, name: str, left: Tensor, right: Tensor) -> Tensor | N
     if known is None or left.constant is not None:
         return None
     if name in ("add", "multiply", "subtract"):
-        return _scaled(graph, name, left, known)
+        idle = known.ndim <= len(left.shape) and np.broadcast_shapes(known.shape, left.shape) == left.shape and np.all(known == (name == "multiply"))
+        return left if idle else _scaled(graph, name, left, known)
     if name == "maximum" and not np.any(known) and known.size == 1:
         found = graph.elementwise("Relu", [left], left.dtype)
         graph.shared.rectified[(found.base or found).name] = left
@@ -216,6 +219,11 @@ def _compare(graph: Graph, operation: Any) -> Tensor:
 
 def _select(graph: Graph, operation: Any) -> Tensor:
     inputs = [graph.values[value] for value in operation.operands]
+    known = inputs[0].constant
+    if known is not None and known.size and np.all(known == known.flat[0]):  # as in jax.numpy.var, which asks whether there are numbers
+        chosen = inputs[1 if known.flat[0] else 2]
+        if chosen.shape == np.broadcast_shapes(*(one.shape for one in inputs)):
+            return chosen
     return graph.elementwise("Where", inputs, element_type(operation.results[0]), np.where)
 
 

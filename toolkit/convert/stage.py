@@ -7,12 +7,13 @@ from typing import Any
 
 from toolkit import modelfile, plugins
 from toolkit.artifact import Signature
-from toolkit.errors import StageError, StageFailed, UnsupportedOperators
+from toolkit.errors import InputRejected, StageError, StageFailed, UnsupportedOperators
 from toolkit.job import Facts, Job
 from toolkit.plugins import Obstacle, Route
 
 _OWN = ("route", "signature")
 _MOST_OBSTACLES = 5
+_HELD_BY = {"onnx": "a Protocol Buffer", "tflite": "a FlatBuffer", "ort": "a FlatBuffer"}
 
 
 def run(job: Job) -> Facts:
@@ -26,12 +27,12 @@ def run(job: Job) -> Facts:
 
     Returns:
         ``signature`` (the program's; what the file says of itself is read back by its audit), ``made_by``, ``versions`` and, where
-        anything was asked for, ``conversion``.
+        anything was asked for, ``conversion``; with rewrites that the route accounts for, ``rewritten``: the places that each changed.
 
     Raises:
         ConfigError: There is no route of that name, or it cannot follow an option's value.
         MissingExtra: The route's frameworks are not installed.
-        InputRejected: The program is damaged.
+        InputRejected: The program is damaged, or larger than a file of the route's format can be.
         UnsupportedOperators: The preflight found operators that the route cannot convert; nothing was tried then.
         StageFailed: The route cannot convert this program, or wrote nothing.
     """
@@ -42,13 +43,23 @@ def run(job: Job) -> Facts:
     given = {name: _as_given(value) for name, value in asked.items()}
     out = job.out / f"model.{route.format}"
     job.progress(0, 1, f"{route.name}: {route.source} -> {route.format}")
+    _check_size(route, modelfile.size_bytes(job.inputs["program"]))
     _look_ahead(route, job, signature, given)
-    route.convert(job.inputs["program"], out, signature, **given)
+    rewritten = route.convert(job.inputs["program"], out, signature, **given)
     if not modelfile.exists(out) or not modelfile.size_bytes(out):
         raise StageFailed("the route wrote no file", where=route.name, hint="report it to the route's project")
     job.progress(1, 1, f"{modelfile.size_bytes(out):,} bytes by {route.name}")
     facts = {"signature": signature.model_dump(mode="json"), "made_by": route.name, "versions": plugins.versions(route)}
-    return {**facts, "conversion": asked} if asked else facts
+    told = {"rewritten": {name: list(places) for name, places in rewritten.items()}} if rewritten else {}
+    return {**facts, **({"conversion": asked} if asked else {}), **told}
+
+
+def _check_size(route: Route, size_bytes: int) -> None:
+    """Refuses at once what would fail after minutes: weights beyond what one file of a format holds."""
+    if size_bytes > modelfile.BUFFER_BYTES and route.format in _HELD_BY and not getattr(route, "large", False):
+        what = f"the program has {size_bytes / 1e9:.2f} GB, and {route.name} writes {_HELD_BY[route.format]}, which holds 2.15 GB at most"
+        hint = "convert to openvino, or from PyTorch to onnx or pte; or use a smaller model"
+        raise InputRejected(what, where=f"{route.source} -> {route.format}", hint=hint)
 
 
 def _look_ahead(route: Route, job: Job, signature: Signature, given: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ class TFLiteOnnx:
     """Writes one self-contained ``.onnx`` file with the names of the file's signature."""
 
     name = "tflite_onnx"
-    version = 1
+    version = 2
     source = "tflite"
     format = "onnx"
     modules: tuple[str, ...] = ("tensorflow", "tf2onnx", "onnx")

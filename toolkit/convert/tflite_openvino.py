@@ -6,48 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit import intake, openvino_ir
-from toolkit.artifact import Signature
+from toolkit import openvino_ir
 from toolkit.errors import InputRejected
 from toolkit.factory import first_line
 from toolkit.plugins import Route
 
 _SERVING = "serving_default"
-
-
-class TfliteOpenVino:
-    """Writes a folder with ``model.xml`` and ``model.bin``; operators keep the names of the tensors that they make."""
-
-    name = "tflite_openvino"
-    version = 1
-    source = "tflite"
-    format = "openvino"
-    modules: tuple[str, ...] = ("openvino", "ai_edge_litert")
-    distributions: tuple[str, ...] = ("openvino", "ai-edge-litert")
-    extra = "edgekit[litert,openvino]"
-    options: tuple[str, ...] = ("dynamic",)
-
-    def convert(self, program: Path, out: Path, signature: Signature) -> None:
-        """Converts a ``.tflite`` file.
-
-        Args:
-            program: The model file.
-            out: The folder to write.
-            signature: Inputs and outputs; where it has a size that is free in the file, the size becomes fixed.
-
-        Raises:
-            InputRejected: The file is damaged.
-            StageFailed: An operator has no OpenVINO counterpart, or the model has other inputs and outputs.
-        """
-        intake.check_model(program, self.source)
-        inputs, outputs, tensors = _names(program)
-        model = openvino_ir.convert(str(program), self.name)
-        openvino_ir.rename(model, inputs, outputs)
-        openvino_ir.fix_sizes(model, signature)
-        openvino_ir.write(model, out, tensors)
-
-
-ROUTE: Route = TfliteOpenVino()
 
 
 def _names(path: Path) -> tuple[list[str], list[str], set[str]]:
@@ -71,3 +35,6 @@ def _in_order(tensors: list[dict[str, Any]], named: Mapping[str, Mapping[str, An
     for name, details in named.items():
         names.setdefault(int(details["index"]), []).append(name)
     return [names[one["index"]].pop(0) if names.get(one["index"]) else str(one["name"]) for one in tensors]
+
+
+ROUTE: Route = openvino_ir.FileRoute("tflite", _names, ("ai_edge_litert",), ("ai-edge-litert",), "edgekit[litert,openvino]")

@@ -6,12 +6,13 @@ import json
 import traceback
 import uuid
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import coreml_models, pt2
 from toolkit.artifact import Signature
-from toolkit.convert import torch_programs
+from toolkit.convert import torch_programs, torch_rewrites
 from toolkit.errors import StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Obstacle, Route
@@ -39,35 +40,42 @@ class TorchCoreML:
     distributions: tuple[str, ...] = ("torch", "coremltools")
     extra = "edgekit[torch,coreml]"
     preload = pt2.PRELOAD
+    options: tuple[str, ...] = ("rewrites",)
+    rewrites: Mapping[str, str] = torch_rewrites.OFFERED
     trust = 0.8
 
-    def convert(self, program: Path, out: Path, signature: Signature) -> None:
+    def convert(self, program: Path, out: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> torch_rewrites.Changed:
         """Converts a ``.pt2`` program.
 
         Args:
             program: The exported program; it takes the signature's inputs by keyword.
             out: The ``.mlpackage`` folder to write.
             signature: Inputs and outputs, with static shapes.
+            rewrites: Names of the rewrites to apply; see :mod:`toolkit.convert.torch_rewrites`.
+
+        Returns:
+            The places that each rewrite changed.
 
         Raises:
             InputRejected: The program is damaged, or its inputs and outputs are others.
             StageFailed: An operator has no counterpart, the program was captured in training mode, or names were lost.
         """
-        loaded = pt2.load(program)
+        loaded, changed = torch_rewrites.apply(pt2.load(program), rewrites)
         torch_programs.check_names(loaded, signature, _WHERE)
         torch_programs.refuse_training(loaded, _WHERE)
         model = _convert(loaded)
         model.save(str(out))
         _forget_origin(out)
         _check(coreml_models.read_spec(out), signature)
+        return changed
 
-    def preflight(self, program: Path, signature: Signature) -> list[Obstacle]:
+    def preflight(self, program: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> list[Obstacle]:
         """Returns the operators that coremltools has no conversion for.
 
         Raises:
             InputRejected: The program is damaged.
         """
-        loaded = pt2.load(program, keep=True)
+        loaded, _ = torch_rewrites.apply(pt2.load(program, keep=True), rewrites)
         return torch_programs.training_obstacles(loaded) + _obstacles(loaded.run_decompositions({}))
 
 

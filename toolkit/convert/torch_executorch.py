@@ -7,12 +7,13 @@ A ``.pte`` program numbers its inputs and outputs. Their names are kept as two c
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import pt2
 from toolkit.artifact import Signature
-from toolkit.convert import torch_programs
+from toolkit.convert import torch_programs, torch_rewrites, torch_trial
 from toolkit.errors import StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Obstacle, Route
@@ -24,8 +25,6 @@ _WHERE = "torch_executorch"
 _NO_KERNEL = "has no ExecuTorch kernel"
 _PASSED_THROUGH = "already in the inputs"
 _CANNOT = "ExecuTorch cannot convert the program"
-# Above this a bound is no bound: sympy's infinity, or the largest 64-bit integer that PyTorch puts in its place.
-_UNBOUNDED = 1 << 40
 
 
 class TorchExecuTorch:
@@ -39,39 +38,45 @@ class TorchExecuTorch:
     distributions: tuple[str, ...] = ("torch", "executorch")
     extra = "edgekit[torch,executorch]"
     preload = pt2.PRELOAD
-    options: tuple[str, ...] = ("dynamic",)
+    options: tuple[str, ...] = ("dynamic", "rewrites")
+    rewrites: Mapping[str, str] = torch_rewrites.OFFERED
     trust = 0.9
 
-    def convert(self, program: Path, out: Path, signature: Signature) -> None:
+    def convert(self, program: Path, out: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> torch_rewrites.Changed:
         """Converts a ``.pt2`` program. Sizes that are free in it stay free, up to the largest value that it was captured for.
 
         Args:
             program: The exported program; it takes the signature's inputs by keyword.
             out: The ``.pte`` file to write.
             signature: Inputs and outputs; a string in a shape is a size that is free at run time.
+            rewrites: Names of the rewrites to apply; see :mod:`toolkit.convert.torch_rewrites`.
+
+        Returns:
+            The places that each rewrite changed.
 
         Raises:
             InputRejected: The program is damaged, or its inputs and outputs are others.
             StageFailed: An operator has no kernel, a free size has no upper bound, or the program was captured in training mode.
         """
-        loaded = pt2.load(program)
+        loaded, changed = torch_rewrites.apply(pt2.load(program), rewrites)
         _plain_layouts(loaded)
         torch_programs.check_names(loaded, signature, _WHERE)
         torch_programs.refuse_training(loaded, _WHERE)
-        _check_bounds(loaded)
+        _check_bounds(loaded, pt2.size_names(program, loaded))
         lowered = _lower(loaded, _names(loaded, signature))
         _check_kernels(lowered, loaded)
         with out.open("wb") as file:
             lowered.write_to_file(file)
+        return changed
 
-    def preflight(self, program: Path, signature: Signature) -> list[Obstacle]:
+    def preflight(self, program: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> list[Obstacle]:
         """Returns the operators that neither XNNPACK nor ExecuTorch's portable kernels execute.
 
         Raises:
             InputRejected: The program is damaged.
             StageFailed: PyTorch cannot split the program into basic operators.
         """
-        loaded = pt2.load(program, keep=True)
+        loaded, _ = torch_rewrites.apply(pt2.load(program, keep=True), rewrites)
         return torch_programs.training_obstacles(loaded) + _obstacles(loaded)
 
 
@@ -98,14 +103,15 @@ def _plain_layouts(program: torch.export.ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _check_bounds(program: torch.export.ExportedProgram) -> None:
+def _check_bounds(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> None:
     """Memory is planned for the largest sizes, so each must have one."""
-    open_ended = [str(symbol) for symbol, limits in program.range_constraints.items() if not limits.upper < _UNBOUNDED]
+    open_ended = [str(symbol) for symbol, limits in program.range_constraints.items() if not limits.upper < pt2.UNBOUNDED]
     if open_ended:
+        size = names.get(open_ended[0], open_ended[0])
         raise StageFailed(
-            f"ExecuTorch plans memory for the largest sizes, and the free size {open_ended[0]} has no upper bound",
+            f"ExecuTorch plans memory for the largest sizes, and the free size {size!r} has no upper bound",
             where=_WHERE,
-            hint="capture the program with torch.export.Dim(name, max=...), or with fixed sizes",
+            hint=f"give it one, such as {size}<=8; in a .pt2 of your own by torch.export.Dim(name, max=...)",
         )
 
 
@@ -137,21 +143,25 @@ def _explain(error: BaseException, program: torch.export.ExportedProgram) -> Sta
         return torch_programs.refusal(_CANNOT, found, _WHERE)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), first_line(error))[:300]
     layers = torch_programs.layers_of(program, reason)
-    return StageFailed(f"{_CANNOT}: {reason}{layers}", where=_WHERE, hint="replace that operator in the model")
+    hint = torch_programs.hint(torch_programs.complex_operators(program))
+    return StageFailed(f"{_CANNOT}: {reason}{layers}", where=_WHERE, hint=hint)
 
 
 def _obstacles(program: torch.export.ExportedProgram) -> list[Obstacle]:
-    split = _split(program)
-    return torch_programs.obstacles(split, _has_kernel(), _NO_KERNEL) + torch_programs.volume_obstacles(split, _NO_KERNEL, strided=False)
-
-
-def _split(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Splits a program's operators as ExecuTorch does, but for those that XNNPACK takes whole."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir.tracer import _default_decomposition_table
 
     whole, _ = XnnpackPartitioner().ops_to_not_decompose(program)
     table = {operator: rule for operator, rule in _default_decomposition_table().items() if operator not in whole}
+    volumes, has_kernel = torch_programs.volume_obstacles(program, _NO_KERNEL, strided=False), _has_kernel()
+    if not volumes and torch_trial.is_settled(program, table, has_kernel, whole):
+        return []
+    split = _split(program, table)
+    return torch_programs.obstacles(split, has_kernel, _NO_KERNEL) + torch_programs.volume_obstacles(split, _NO_KERNEL, strided=False)
+
+
+def _split(program: torch.export.ExportedProgram, table: Mapping[Any, Any]) -> torch.export.ExportedProgram:
+    """Splits a program's operators as ExecuTorch does, but for those that XNNPACK takes whole."""
     try:
         return program.run_decompositions(table)
     except CODE_ERRORS as error:
@@ -168,7 +178,7 @@ def _has_kernel() -> Any:
     portable = {name.partition("::")[2].partition(".")[0] for name in portable_lib._get_operator_names()}
     delegated = {config.target_name.partition(".")[0] for config in ALL_PARTITIONER_CONFIGS}
     # Copies and views that memory planning and ExecuTorch's own passes put in place of these.
-    rewritten = {"_to_copy", "view", "clone", "alias", "detach", "lift_fresh_copy", "sym_size", "sym_numel", "sym_stride", "_assert_tensor_metadata"}
+    rewritten = {"_to_copy", "view", "clone", "alias", "detach", "lift_fresh_copy", "sym_size", "sym_numel", "sym_stride", *torch_trial.NOTES}
     known = portable | {f"{name.removesuffix('_copy')}" for name in portable} | delegated | rewritten
     return lambda operator: torch_programs.base_name(operator) in known
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import pt2
 from toolkit.artifact import Signature
-from toolkit.convert import torch_programs
+from toolkit.convert import torch_programs, torch_rewrites, torch_trial
 from toolkit.convert.torch_litert_trace import Trace
-from toolkit.errors import StageFailed
+from toolkit.errors import ConfigError, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Obstacle, Route
 
@@ -25,7 +26,7 @@ _CANNOT = "litert-torch cannot convert the program"
 # What has a lowering, but to operators that no TFLite kernel executes, or that the converter cannot finish.
 _LOST_LATER = {"sort", "argsort", "topk", "linalg_inv_ex", "_fft_r2c", "_fft_c2r", "_fft_c2c", "multinomial"}
 # Nodes that vanish while the graph is lowered.
-_VANISHING = {"sym_size", "sym_numel", "_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range"}
+_VANISHING = {"sym_size", "sym_numel", *torch_trial.NOTES}
 _PLACE = re.compile(r"\S*\.py:\d+:\d+: ?(error: )?")
 
 
@@ -44,10 +45,20 @@ class TorchLiteRT:
     distributions: tuple[str, ...] = ("torch", "litert-torch", "litert-converter")
     extra = "edgekit[torch,litert]"
     preload = pt2.PRELOAD
-    options: tuple[str, ...] = ("layout", "batch_sizes")
+    options: tuple[str, ...] = ("layout", "batch_sizes", "rewrites")
+    rewrites: Mapping[str, str] = torch_rewrites.OFFERED
     trust = 0.8
 
-    def convert(self, program: Path, out: Path, signature: Signature, *, layout: str | None = None, batch_sizes: Sequence[int] = ()) -> None:
+    def convert(
+        self,
+        program: Path,
+        out: Path,
+        signature: Signature,
+        *,
+        layout: str | None = None,
+        batch_sizes: Sequence[int] = (),
+        rewrites: Sequence[str] = (),
+    ) -> torch_rewrites.Changed:
         """Converts a ``.pt2`` program.
 
         Args:
@@ -56,17 +67,24 @@ class TorchLiteRT:
             signature: Inputs and outputs; with ``batch_sizes`` their first axis may be free, all else is static.
             layout: ``channels_last`` for four-dimensional inputs ``[n x h x w x c]``.
             batch_sizes: Batch sizes to write signatures for; 1 is always there.
+            rewrites: Names of the rewrites to apply; see :mod:`toolkit.convert.torch_rewrites`.
+
+        Returns:
+            The places that each rewrite changed.
 
         Raises:
+            ConfigError: There is a layout and no input has four axes.
             InputRejected: The program is damaged.
             StageFailed: An operator has no TFLite counterpart, the program was captured in training mode or works for one batch
                 size alone, or an input cannot have its channels last.
         """
         import litert_torch
 
-        loaded = pt2.load(program)
+        loaded, changed = torch_rewrites.apply(pt2.load(program), rewrites)
         torch_programs.refuse_training(loaded, _WHERE)
         trace = Trace(loaded, signature, channels_last=layout is not None)
+        if layout is not None and not trace.images:
+            raise ConfigError("no input has four axes, so there are no channels to put last", where="layout", hint="leave layout out")
         others = [size for size in dict.fromkeys(batch_sizes) if size != 1]
         for size in others:
             trace.check_batch(size)
@@ -78,15 +96,16 @@ class TorchLiteRT:
         except CODE_ERRORS as error:
             raise _explain(error, loaded) from error
         _check_file(out.read_bytes(), trace.images, loaded)
+        return changed
 
-    def preflight(self, program: Path, signature: Signature) -> list[Obstacle]:
+    def preflight(self, program: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> list[Obstacle]:
         """Returns the operators that litert-torch has no lowering for, or whose lowering no TFLite kernel executes.
 
         Raises:
             InputRejected: The program is damaged.
             StageFailed: PyTorch cannot split the program into basic operators.
         """
-        loaded = pt2.load(program, keep=True)
+        loaded, _ = torch_rewrites.apply(pt2.load(program, keep=True), rewrites)
         return torch_programs.training_obstacles(loaded) + _obstacles(loaded)
 
 
@@ -95,21 +114,35 @@ ROUTE: Route = TorchLiteRT()
 
 def _obstacles(program: torch.export.ExportedProgram) -> list[Obstacle]:
     from litert_torch import fx_infra
-    from litert_torch.backend import lowerings
+
+    tables = (fx_infra.decomp.pre_convert_decomp(), fx_infra.decomp.pre_lower_decomp())
+    volumes = torch_programs.volume_obstacles(program, _NO_KERNEL, strided=True)
+    if not volumes and torch_trial.is_settled(program, {**tables[0], **tables[1]}, _has_kernel):
+        return []
+    split = _split(program, tables)
+    return torch_programs.obstacles(split, _has_kernel, _NO_KERNEL) + torch_programs.volume_obstacles(split, _NO_KERNEL, strided=True)
+
+
+def _split(program: torch.export.ExportedProgram, tables: Sequence[Any]) -> torch.export.ExportedProgram:
+    """Splits a program's operators as litert-torch does, which prepares a graph in place: the program keeps its own."""
+    from litert_torch import fx_infra
 
     try:
-        for table in (fx_infra.decomp.pre_convert_decomp(), fx_infra.decomp.pre_lower_decomp()):
+        program = program._update(copy.deepcopy(program.graph_module), program.graph_signature)
+        for table in tables:
             program = fx_infra.safe_run_decompositions(program, table, can_skip=False)
     except CODE_ERRORS as error:
         raise StageFailed(
             f"PyTorch cannot split the program into basic operators: {first_line(error)}", where=_WHERE, hint="capture the model again"
         ) from error
+    return program
 
-    def has_kernel(operator: Any) -> bool:
-        name = torch_programs.base_name(operator)
-        return name in _VANISHING or (name not in _LOST_LATER and lowerings.lookup(operator) is not None)
 
-    return torch_programs.obstacles(program, has_kernel, _NO_KERNEL) + torch_programs.volume_obstacles(program, _NO_KERNEL, strided=True)
+def _has_kernel(operator: Any) -> bool:
+    from litert_torch.backend import lowerings
+
+    name = torch_programs.base_name(operator)
+    return name in _VANISHING or (name not in _LOST_LATER and lowerings.lookup(operator) is not None)
 
 
 def _explain(error: BaseException, program: torch.export.ExportedProgram) -> StageFailed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit import onnx_files, pt2
 from toolkit.artifact import Signature
-from toolkit.convert import torch_onnx_opset, torch_programs
+from toolkit.convert import torch_onnx_opset, torch_programs, torch_rewrites, torch_trial
 from toolkit.errors import StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Obstacle, Route
@@ -31,7 +31,10 @@ _OPTIMIZER = "onnxscript"
 
 
 class TorchOnnx:
-    """Writes one self-contained ``.onnx`` file whose bytes depend on the program, the options and the versions alone."""
+    """Writes an ``.onnx`` file whose bytes depend on the program, the options and the versions alone.
+
+    The file is self-contained, unless its weights exceed what it can hold: then they are in ``<file>.data`` beside it.
+    """
 
     name = "torch_onnx"
     version = 3
@@ -41,10 +44,14 @@ class TorchOnnx:
     distributions: tuple[str, ...] = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxslim")
     extra = "edgekit[torch,onnx]"
     preload = pt2.PRELOAD
-    options: tuple[str, ...] = ("dynamic", "opset", "clean_up")
+    options: tuple[str, ...] = ("dynamic", "opset", "clean_up", "rewrites")
+    rewrites: Mapping[str, str] = torch_rewrites.OFFERED
+    large = True
     trust = 0.98
 
-    def convert(self, program: Path, out: Path, signature: Signature, *, opset: int | None = None, clean_up: bool = True) -> None:
+    def convert(
+        self, program: Path, out: Path, signature: Signature, *, opset: int | None = None, clean_up: bool = True, rewrites: Sequence[str] = ()
+    ) -> torch_rewrites.Changed:
         """Converts a ``.pt2`` program.
 
         The graph is simplified by onnxscript's optimizer where that changes no output; the model's metadata says under
@@ -56,32 +63,37 @@ class TorchOnnx:
             signature: Inputs and outputs; a string in a shape is a size that is free at run time, and called so in the file.
             opset: Version of the standard operator set; the exporter's own by default.
             clean_up: Whether the graph is simplified.
+            rewrites: Names of the rewrites to apply; see :mod:`toolkit.convert.torch_rewrites`.
+
+        Returns:
+            The places that each rewrite changed.
 
         Raises:
-            InputRejected: The program is damaged, or its weights are more than one ONNX file holds.
+            InputRejected: The program is damaged.
             StageFailed: The program works as in training, an operator has no ONNX counterpart or none in that operator set, or the
                 result is not valid ONNX with the signature's names and sizes.
         """
-        loaded = pt2.load(program)
+        loaded, changed = torch_rewrites.apply(pt2.load(program), rewrites)
         torch_programs.refuse_training(loaded, _WHERE)
-        onnx_files.check_size(_weight_bytes(loaded), program.name)
         probe = onnx_files.random_inputs(signature, pt2.free_sizes(signature, loaded))
-        model, done = _export(loaded, signature, optimize=clean_up, opset=opset), _OPTIMIZER if clean_up else onnx_files.UNTOUCHED
+        model, done = _export(loaded, signature, out, optimize=clean_up, opset=opset), _OPTIMIZER if clean_up else onnx_files.UNTOUCHED
         _write(model, done, signature, out)
         if clean_up and not _agrees(loaded, out, probe):
-            model, done = _guarded(loaded, model, signature, probe)
+            model, done = _guarded(loaded, model, signature, out, probe)
             _write(model, done, signature, out)
         if opset is not None:
+            _check_convertible(model, opset)
             model, done = torch_onnx_opset.convert(model, done, opset, loaded, signature, probe)
             _write(model, done, signature, out)
+        return changed
 
-    def preflight(self, program: Path, signature: Signature) -> list[Obstacle]:
+    def preflight(self, program: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> list[Obstacle]:
         """Returns the operators that the exporter has no translation for, and those that work as in training.
 
         Raises:
             InputRejected: The program is damaged.
         """
-        loaded = pt2.load(program, keep=True)
+        loaded, _ = torch_rewrites.apply(pt2.load(program, keep=True), rewrites)
         return torch_programs.training_obstacles(loaded) + _untranslated(loaded)
 
 
@@ -102,9 +114,11 @@ def _agrees(program: torch.export.ExportedProgram, file: Path, probe: Mapping[st
     return found is not None and reference is not None and onnx_files.is_close(reference, found)
 
 
-def _guarded(program: torch.export.ExportedProgram, model: Any, signature: Signature, probe: Mapping[str, np.ndarray]) -> tuple[Any, str]:
+def _guarded(program: torch.export.ExportedProgram, model: Any, signature: Signature, out: Path, probe: Mapping[str, np.ndarray]) -> tuple[Any, str]:
     """Returns the optimized model where it computes what the graph as exported computes, else that graph."""
-    plain = _export(program, signature, optimize=False)
+    plain = _export(program, signature, out, optimize=False)
+    if onnx_files.is_apart(plain):  # its weights have taken the place of the other's
+        return plain, f"kept as exported: {_OPTIMIZER} could not be held against the program"
     found, before = _outputs(model, probe), _outputs(plain, probe)
     if before is None or (found is not None and onnx_files.is_close(before, found)):
         return model, _OPTIMIZER
@@ -130,8 +144,11 @@ def _program_outputs(program: torch.export.ExportedProgram, probe: Mapping[str, 
         return None
 
 
-def _export(program: torch.export.ExportedProgram, signature: Signature, *, optimize: bool, opset: int | None = None) -> Any:
-    """Exports in the exporter's own operator set, or in one of the few that it can write instead; others are for later."""
+def _export(program: torch.export.ExportedProgram, signature: Signature, out: Path, *, optimize: bool, opset: int | None = None) -> Any:
+    """Exports in the exporter's own operator set, or in one of the few that it can write instead; others are for later.
+
+    Weights that are too large for the file ``out`` are written beside it, straight from the program's memory.
+    """
     import torch
 
     inputs = pt2.blank_inputs(signature, program)
@@ -148,15 +165,37 @@ def _export(program: torch.export.ExportedProgram, signature: Signature, *, opti
             opset_version=opset if opset in _ALSO else None,
         )
     except CODE_ERRORS as error:  # every exporter error is a RuntimeError
+        if _copy_attention(program):
+            return _export(program, signature, out, optimize=optimize, opset=opset)
         missing = _untranslated(program)
         if missing:
             raise torch_programs.refusal("torch.onnx cannot convert the program", missing, _WHERE) from error
         raise StageFailed(
             f"torch.onnx cannot convert the program: {_essence(error)}", where=_WHERE, hint="replace that operator in the model"
         ) from error
+    onnx_files.set_apart(exported.model, out)
     model = exported.model_proto
     _name_after_layers(model.graph)
     return model
+
+
+def _copy_attention(program: torch.export.ExportedProgram) -> bool:
+    """Puts a copy behind every attention; returns whether one was missing. The optimizer drops the copies again.
+
+    The exporter splits attention into operators that leave its result in another order in memory than PyTorch noted, so that a
+    reshape which PyTorch had taken for a view (Swin's) is none any longer, and the export fails.
+    """
+    import torch
+
+    attention, copy = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.clone.default
+    found = [node for node in program.graph.find_nodes(op="call_function", target=attention) if any(user.target is not copy for user in node.users)]
+    for node in found:
+        with program.graph.inserting_after(node):
+            copied = program.graph.call_function(copy, (node,), {"memory_format": torch.contiguous_format})
+        copied.meta.update(node.meta)
+        node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
+    program.graph_module.recompile()
+    return bool(found)
 
 
 def _essence(error: BaseException) -> str:
@@ -167,7 +206,7 @@ def _essence(error: BaseException) -> str:
 
 
 def _untranslated(program: torch.export.ExportedProgram) -> list[Obstacle]:
-    """Splits the program as the exporter does, and asks the exporter's registry for every operator that is left.
+    """Asks the exporter's registry for every operator, of the program split as the exporter splits it where that matters.
 
     The registry has no public door. Should a later PyTorch keep it elsewhere, nothing is reported, and the export itself tells.
     """
@@ -178,7 +217,10 @@ def _untranslated(program: torch.export.ExportedProgram) -> list[Obstacle]:
         known = set(_decomp.get_onnx_implemented_overloads(registry))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            split = program.run_decompositions(_decomp.create_onnx_friendly_decomposition_table(known))
+            table = _decomp.create_onnx_friendly_decomposition_table(known)
+            if torch_trial.is_settled(program, table, registry.is_registered, whole=known):
+                return []
+            split = program.run_decompositions(table)
         return torch_programs.obstacles(split, lambda operator: registry.is_registered(operator) or _asserts(operator), _NO_COUNTERPART)
     except CODE_ERRORS:
         return []
@@ -189,9 +231,12 @@ def _asserts(operator: Any) -> bool:
     return torch_programs.base_name(operator).startswith(("_assert_", "sym_constrain_range"))
 
 
-def _weight_bytes(program: torch.export.ExportedProgram) -> int:
-    stored = [*program.state_dict.values(), *program.constants.values()]
-    return sum({tensor.data_ptr(): int(tensor.nbytes) for tensor in stored if hasattr(tensor, "nbytes") and tensor.nbytes}.values())
+def _check_convertible(model: Any, opset: int) -> None:
+    """No converter of operator sets takes a graph whose weights are in another file."""
+    if onnx_files.is_apart(model) and onnx_files.opset(model) != opset:
+        known = ", ".join(map(str, sorted({*_ALSO, onnx_files.opset(model)})))
+        what = f"a model whose weights are in a file of their own can be had in the ONNX opsets {known}, not in {opset}"
+        raise StageFailed(what, where=_WHERE, hint="ask for one of those opsets, or for none")
 
 
 def _size_names(model: Any, signature: Signature) -> dict[str, str]:

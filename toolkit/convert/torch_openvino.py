@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import openvino_ir, pt2
 from toolkit.artifact import Signature
+from toolkit.convert import torch_programs, torch_rewrites
 from toolkit.errors import StageFailed
 from toolkit.plugins import Route
 
@@ -33,30 +35,37 @@ class TorchOpenVino:
     distributions: tuple[str, ...] = ("torch", "openvino")
     extra = "edgekit[torch,openvino]"
     preload = pt2.PRELOAD
-    options: tuple[str, ...] = ("dynamic",)
+    options: tuple[str, ...] = ("dynamic", "rewrites")
+    rewrites: Mapping[str, str] = torch_rewrites.OFFERED
 
-    def convert(self, program: Path, out: Path, signature: Signature) -> None:
+    def convert(self, program: Path, out: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> torch_rewrites.Changed:
         """Converts a ``.pt2`` program.
 
         Args:
             program: The exported program; it takes the signature's inputs by keyword.
             out: The folder to write.
             signature: Inputs and outputs; sizes that are free in the program stay free.
+            rewrites: Names of the rewrites to apply; see :mod:`toolkit.convert.torch_rewrites`.
+
+        Returns:
+            The places that each rewrite changed.
 
         Raises:
             InputRejected: The program is damaged.
             StageFailed: An operator has no OpenVINO counterpart.
         """
         openvino = openvino_ir.library()
-        loaded = pt2.load(program)
+        loaded, changed = torch_rewrites.apply(pt2.load(program), rewrites)
         try:
             decoder, layers, places = _decoder(loaded)
             model = _with_outputs(openvino.convert_model(decoder), places)
         except openvino_ir.errors() as error:
-            raise StageFailed(_complaint(loaded, error), where=self.name, hint="replace that operator in the model") from error
+            hint = torch_programs.hint(name.rpartition(".")[2] for name in _missing(error))
+            raise StageFailed(_complaint(loaded, error), where=self.name, hint=hint) from error
         _name_after_layers(model, layers)
         openvino_ir.rename(model, _input_names(loaded), [spec.name for spec in signature.outputs])
         openvino_ir.write(model, out)
+        return changed
 
 
 ROUTE: Route = TorchOpenVino()
@@ -136,10 +145,15 @@ def _input_names(program: torch.export.ExportedProgram) -> list[str]:
 
 def _complaint(program: torch.export.ExportedProgram, error: BaseException) -> str:
     """Names the operators without a counterpart, each with the first layer of the user's model that has it."""
-    missing = sorted({name.replace("::", ".") for name in _OPERATOR.findall(str(error))})
+    missing = _missing(error)
     first: dict[str, str] = {}
     for node in program.graph.nodes:
         first.setdefault(str(node.target).rpartition(".")[0], _layer(node))
     told = [f"{name} in layer {first[name]!r}" if first.get(name) else name for name in missing]
     what = f"no counterpart for {', '.join(told)}" if told else openvino_ir.reason(error)
     return f"OpenVINO cannot convert the program: {what}"
+
+
+def _missing(error: BaseException) -> list[str]:
+    """The operators that a message names, as ``aten._fft_r2c``."""
+    return sorted({name.replace("::", ".") for name in _OPERATOR.findall(str(error))})

@@ -22,8 +22,14 @@ _TRAINING_FLAGS = {
 }
 _RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "bernoulli", "multinomial", "normal_functional", "uniform"}
 _OUTSIDE = "keep this step outside of the graph: return its inputs, and do it on the outputs"
+_DECLARE = "declare the rewrite {0}: --rewrite {0}; or {1}"
 _HINTS = {
-    **dict.fromkeys(("sort", "argsort", "topk", "nonzero", "unique", "_unique2", "unique_dim", "masked_select", "nms"), _OUTSIDE),
+    **dict.fromkeys(("nonzero", "unique", "_unique2", "unique_dim", "masked_select", "nms"), _OUTSIDE),
+    **dict.fromkeys(("sort", "argsort", "topk", "kthvalue", "median"), _DECLARE.format("sort-ranks", _OUTSIDE)),
+    **dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), _DECLARE.format("resize-matmul", "resize without antialiasing")),
+    **dict.fromkeys(("upsample_bicubic2d", "_upsample_nearest_exact2d"), _DECLARE.format("resize-matmul", "resize bilinearly")),
+    **dict.fromkeys(("stft", "fft_rfft", "_fft_r2c"), _DECLARE.format("dft-matmul", "compute the spectrum outside of the graph")),
+    "adaptive_max_pool2d": _DECLARE.format("max-pool-windows", "pool by a kernel of fixed size"),
     **dict.fromkeys(_RANDOM, f"{_EVAL}, or take the random numbers as an input"),
 }
 _ELEMENTARY = "write that layer with elementary operators, or keep it outside of the graph"
@@ -93,7 +99,7 @@ def volume_obstacles(program: torch.export.ExportedProgram, reason: str, *, stri
         strided: Only those that enlarge; without a stride such a one is a plain convolution of the mirrored kernel.
     """
     said, hint = f"{reason} when it is transposed over three axes", "enlarge with torch.nn.functional.interpolate, then convolve"
-    found = [node for node in _calls(program) if _is_volume(node) and not (strided and set(_stride(node)) == {1})]
+    found = [node for node in calls(program) if _is_volume(node) and not (strided and set(_stride(node)) == {1})]
     return list(dict.fromkeys(Obstacle(str(node.target), user_layer(node), said, hint) for node in found))
 
 
@@ -106,7 +112,7 @@ def refusal(cannot: str, found: Sequence[Obstacle], where: str) -> StageFailed:
 
 def training_obstacles(program: torch.export.ExportedProgram) -> list[Obstacle]:
     """Returns the layers of a program that work as in training: their outputs are random, or depend on the rest of the batch."""
-    found = [Obstacle(str(node.target), user_layer(node), "works as in training", _EVAL) for node in _calls(program) if _trains(node)]
+    found = [Obstacle(str(node.target), user_layer(node), "works as in training", _EVAL) for node in calls(program) if _trains(node)]
     return list(dict.fromkeys(found))
 
 
@@ -136,10 +142,20 @@ def obstacles(program: torch.export.ExportedProgram, supported: Callable[[Any], 
     """
     found = [
         Obstacle(str(node.target), user_layer(node), reason, _HINTS.get(base_name(node.target), _ELEMENTARY))
-        for node in _calls(program)
+        for node in calls(program)
         if not supported(node.target)
     ]
     return list(dict.fromkeys(found))
+
+
+def hint(operators: Iterable[str]) -> str:
+    """Returns what to do about operators, by names such as ``_fft_r2c``: of the first of them that more than replacing it is known of."""
+    return next((_HINTS[name] for name in operators if name in _HINTS), "replace that operator in the model")
+
+
+def complex_operators(program: torch.export.ExportedProgram) -> list[str]:
+    """Returns the names of the operators that give complex numbers."""
+    return [base_name(node.target) for node in calls(program) if getattr(node.meta.get("val"), "is_complex", bool)()]
 
 
 def base_name(operator: Any) -> str:
@@ -147,9 +163,20 @@ def base_name(operator: Any) -> str:
     return str(operator.overloadpacket.__name__)
 
 
+def plain_name(operator: Any) -> str:
+    """``hardswish`` for ``aten.hardswish_.default``, too, which writes into its input; empty for what is no PyTorch operator."""
+    name = base_name(operator) if hasattr(operator, "overloadpacket") else ""
+    return name.removesuffix("_") if name.endswith("_") and not name.endswith("__") else name
+
+
+def place(node: torch.fx.Node) -> str:
+    """``encoder.0.act/gelu``: the layer in the user's model around a node, and its operator; of an input or a constant its name."""
+    return "/".join(part for part in (user_layer(node), plain_name(node.target) or node.name) if part)
+
+
 def layers_of(program: torch.export.ExportedProgram, words: str) -> str:
     """Returns the layers whose operators a library's message names, as the end of a sentence; empty when it names none."""
-    named = [node for node in _calls(program) if str(node.target) in words or f" {base_name(node.target)} " in f" {words} "]
+    named = [node for node in calls(program) if str(node.target) in words or f" {base_name(node.target)} " in f" {words} "]
     layers = list(dict.fromkeys(user_layer(node) or "the model itself" for node in named))
     if not layers:
         return ""
@@ -165,7 +192,7 @@ def free_sizes(signature: Signature) -> Iterator[tuple[str, int, str]]:
                 yield spec.name, axis, size
 
 
-def _calls(program: torch.export.ExportedProgram) -> Iterable[torch.fx.Node]:
+def calls(program: torch.export.ExportedProgram) -> Iterable[torch.fx.Node]:
     """Every call of a PyTorch operator, those inside of branches and loops included; plain Python functions are left out."""
     import torch
 

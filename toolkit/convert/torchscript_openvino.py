@@ -1,4 +1,4 @@
-"""TorchScript to OpenVINO IR through OpenVINO's own frontend, which takes an archive's module as it is."""
+"""TorchScript to OpenVINO IR through OpenVINO's own frontend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TorchScriptOpenVino:
     """Writes a folder with ``model.xml`` and ``model.bin``."""
 
     name = "torchscript_openvino"
-    version = 1
+    version = 2
     source = torchscripts.FORMAT
     format = "openvino"
     modules: tuple[str, ...] = ("torch", "openvino")
@@ -41,8 +41,9 @@ class TorchScriptOpenVino:
         needed, optional = torchscripts.input_names(module)
         blank = pt2.blank_inputs(signature)
         inputs = {name: blank[name] for name in needed + optional if name in blank}
-        model = _convert(module, tuple(inputs.values()))
-        openvino_ir.rename(model, list(inputs), [spec.name for spec in signature.outputs])
+        outputs = [spec.name for spec in signature.outputs]
+        model = _convert(module, inputs, outputs)
+        openvino_ir.rename(model, list(inputs), outputs)
         openvino_ir.fix_sizes(model, signature)
         openvino_ir.write(model, out)
 
@@ -54,13 +55,15 @@ class TorchScriptOpenVino:
 ROUTE: Route = TorchScriptOpenVino()
 
 
-def _convert(module: Any, inputs: tuple[Any, ...]) -> Any:
+def _convert(module: Any, inputs: dict[str, Any], outputs: list[str]) -> Any:
     import torch
 
     openvino = openvino_ir.library()
     try:
         with torchscripts.quiet(), torch.no_grad():
-            return openvino.convert_model(module, example_input=inputs)
+            # Frozen, a dictionary that is made and read again is gone, and so is what depends on inputs that were left out.
+            frozen = torch.jit.freeze(torchscripts.plain(module, inputs, outputs), optimize_numerics=False)
+            return openvino.convert_model(frozen, example_input=tuple(inputs.values()))
     except openvino_ir.errors() as error:
         hint = "export the model with torch.export.save to .pt2, and replace that operator"
         raise StageFailed(f"OpenVINO cannot convert the archive: {openvino_ir.reason(error)}", where=ROUTE.name, hint=hint) from error

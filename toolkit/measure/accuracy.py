@@ -21,7 +21,7 @@ from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, StageFailed
 from toolkit.figures import Flip, Flips
 from toolkit.job import FACTS, Facts, Job, read_facts
-from toolkit.measure.feed import FREE_BATCH, Feed, fit, open_session
+from toolkit.measure.feed import Feed, fit, open_session, room
 from toolkit.measure.memory import memory_cap, preload
 from toolkit.measure.tasks import prepare
 from toolkit.measure.tasks.interface import Answer, Question, Task
@@ -74,7 +74,7 @@ def run(job: Job) -> Facts:
     with memory_cap(job.options.get("memory_bytes")) as cap:
         session = open_session(runtime, job.inputs["model"], job.options["threads"])
         progress: OnProgress = lambda done, total: job.progress(done, total, "")  # noqa: E731
-        record(session, data, task, job.out / task.file, progress, output=job.options.get("output"))
+        record(session, data.laid_out(job.options.get("layout")), task, job.out / task.file, progress, output=job.options.get("output"))
     digest = samples_digest(data)
     records = np.load(job.out / task.file, mmap_mode="r", allow_pickle=False)
     reference = _read_reference(job.inputs["reference"], task.file, records.shape, digest) if "reference" in job.inputs else None
@@ -153,7 +153,7 @@ def record(session: Session, data: Dataset, task: Task, file: Path, on_progress:
     """
     name = scores_output(session.signature, output, task.axes)
     # Maps of scores are large: 32 texts of 128 tokens with a vocabulary of 150,000 would take more than 2 GB.
-    feed = fit(data, session.signature, FREE_BATCH if len(task.axes) == 1 else 1)
+    feed = fit(data, session.signature, room(session) if len(task.axes) == 1 else 1)
     with file.open("wb") as stream:
         for start, found in _outputs(session, feed, name, task.axes):
             if not start:
@@ -183,7 +183,7 @@ def predict(session: Session, data: Dataset, on_progress: OnProgress = _silent, 
             ``[batch x classes]``.
         StageFailed: A score is not a number.
     """
-    feed = fit(data, session.signature)
+    feed = fit(data, session.signature, room(session))
     name = scores_output(session.signature, output)
     scores = np.empty((0, 0), np.float32)
     for start, found in _outputs(session, feed, name, ("classes",)):

@@ -87,7 +87,7 @@ def _start(model: Path, job: Job) -> dict[str, Any]:
     options = job.options
     # The child pins itself: this process, which watches it, must not take its CPU's time.
     where = {"runtime": options["runtime"], "threads": options["threads"], "cpus": list(options.get("cpus") or ())}
-    request = {"model": str(model), "data": str(job.inputs[DATA]), **where}
+    request = {"model": str(model), "data": str(job.inputs[DATA]), "layout": options.get("layout"), **where}
     cap = options.get("memory_bytes")
     try:
         return _ask({**request, "memory_bytes": cap})

@@ -34,7 +34,7 @@ def _start(request: dict[str, Any], say: Any) -> dict[str, Any]:
     runtime = plugins.get("runtimes", request["runtime"])
     plugins.require(runtime)
     memory.preload(runtime)
-    data = dataset.load(Path(request["data"]))
+    data = dataset.load(Path(request["data"])).laid_out(request.get("layout"))
     gc.collect()
     memory.forget_peak()
     before = memory.usage()

@@ -53,7 +53,7 @@ class Feed:
     def _block(self, name: str, start: int, stop: int, padding: int) -> np.ndarray:
         # A copy in memory: slicing numpy.memmap costs as much as a small model's inference, and first touches of a mapped
         # file are waits that belong to the disk and not to the model.
-        block = np.array(self.data.columns[name][start:stop], dtype=self.dtypes[name])
+        block = np.array(self.data.columns[name][start:stop], dtype=self.dtypes[name], order="C")
         release(self.data.columns[name])
         return np.concatenate([block, np.repeat(block[-1:], padding, axis=0)]) if padding else block
 
@@ -103,6 +103,12 @@ def _rows(data: Dataset) -> int:
     """Returns how many samples make a block."""
     row_bytes = sum(column[:1].nbytes for column in data.columns.values())
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, row_bytes)))
+
+
+def room(session: Session, wanted: int = FREE_BATCH) -> int:
+    """Returns how many samples to give a model at once where it takes any number: no more than it has memory planned for, if it says so."""
+    most: int | None = getattr(session, "largest_batch", None)
+    return min(wanted, most) if most else wanted
 
 
 def batch_size(signature: Signature, free: int = FREE_BATCH) -> int:

@@ -65,7 +65,8 @@ def run(job: Job) -> Facts:
     rounds = max(1, options.get("rounds", ROUNDS))
     replicates = max(1, min(REPLICATES, rounds // 2))
     with pinned(options.get("cpus") or ()) as unpinned:
-        contenders = _load({**models, TWIN: models[reference]}, dataset.load(job.inputs[DATA]), options, replicates)
+        data = dataset.load(job.inputs[DATA]).laid_out(options.get("layout"))
+        contenders = _load({**models, TWIN: models[reference]}, data, options, replicates)
         loads = len(contenders[TWIN].sessions)
         groups = loads if loads > 1 else replicates
         seconds = float(options.get("seconds", BUDGET_SECONDS))

@@ -16,15 +16,13 @@ from toolkit.artifact import Signature
 from toolkit.dataset import Dataset
 from toolkit.errors import InputRejected, ParityFailed, StageFailed
 from toolkit.job import Facts, Job
-from toolkit.measure.feed import Feed, fit, open_session
+from toolkit.measure.feed import Feed, fit, open_session, room
 from toolkit.plugins import Arrays, Runtime, Session
 from toolkit.stats.signal import finite_db, power_ratio_db
 
 HINT = "convert with another route, or look for the first layer that differs"
 # Integers of any width may stand for each other; a float for an integer may not.
 _KINDS = {"i": "integer", "u": "integer", "f": "float", "b": "bool"}
-_IMAGE_AXES = 4
-_LAST = (0, 2, 3, 1)  # [n x c x h x w] -> [n x h x w x c]
 
 
 @dataclass
@@ -161,9 +159,7 @@ def run(job: Job) -> Facts:
         InputRejected: A file is damaged.
     """
     where = str(job.options.get("name") or job.inputs["model"].name)
-    channels_last = job.options.get("layout") == "channels_last"
-    data = dataset.load(job.inputs["expected"] / "inputs")
-    data = Dataset(_laid_out(data.columns, channels_last), None, data.where)
+    data = dataset.load(job.inputs["expected"] / "inputs").laid_out(job.options.get("layout"))
     expected = _read_columns(job.inputs["expected"] / "outputs", len(data))
     runtime = plugins.get("runtimes", job.options["runtime"])
     session = open_session(runtime, job.inputs["model"], 1)
@@ -174,13 +170,13 @@ def run(job: Job) -> Facts:
             "parity cannot be judged on constant outputs", where=where, hint="give different, real samples; check that the source is trained"
         )
     facts = {"n": len(data), "outputs": {one.name: one.facts() for one in comparisons}, "casts": feed.casts, "informative": True}
-    return facts | _batch_sizes(runtime, data, expected, where, job) | _free_sizes(session, channels_last, where, job)
+    return facts | _batch_sizes(runtime, data, expected, where, job) | _free_sizes(session, where, job)
 
 
 def _judged(session: Session, data: Dataset, expected: Arrays, where: str, job: Job) -> tuple[Feed, list[Comparison]]:
     """Compares all samples, and raises when an output is further from the source's than the tolerance."""
     try:
-        feed = fit(data, session.signature)
+        feed = fit(data, session.signature, room(session))
     except InputRejected as error:
         raise ParityFailed(f"does not take the source's inputs: {error.message}", where=where, hint=HINT) from error
     comparisons = [Comparison(name, column, where) for name, column in expected.items()]
@@ -203,13 +199,13 @@ def _batch_sizes(runtime: Runtime, data: Dataset, expected: Arrays, where: str, 
     return {"batch_sizes": sizes}
 
 
-def _free_sizes(session: Session, channels_last: bool, where: str, job: Job) -> Facts:
+def _free_sizes(session: Session, where: str, job: Job) -> Facts:
     """Compares at every recorded size."""
     sizes: dict[str, set[int]] = defaultdict(set)
     worst = finite_db(float("inf"))
     for place, (named, inputs, outputs) in enumerate(_variants(job.inputs["expected"] / "variants")):
         here = f"{where} at {', '.join(f'{name}={size}' for name, size in named.items())}"
-        given = _cast(_laid_out(inputs, channels_last), session.signature)
+        given = _cast(dataset.laid_out(inputs, job.options.get("layout")), session.signature)
         found = _at_size(session, given, here)
         for name, column in outputs.items():
             comparison = Comparison(name, column, here)
@@ -242,11 +238,6 @@ def _cast(inputs: Arrays, signature: Signature) -> dict[str, np.ndarray]:
         name: np.ascontiguousarray(column, dtypes[name] if column.dtype.kind in "iu" and dtypes[name].kind in "iu" else column.dtype)
         for name, column in inputs.items()
     }
-
-
-def _laid_out(columns: Arrays, channels_last: bool) -> dict[str, np.ndarray]:
-    """Puts the channels of image inputs last, where the model wants them there."""
-    return {name: np.transpose(column, _LAST) if channels_last and column.ndim == _IMAGE_AXES else column for name, column in columns.items()}
 
 
 def informative(column: np.ndarray) -> bool:

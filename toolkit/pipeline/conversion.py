@@ -152,7 +152,8 @@ def _unable(route: plugins.Route, wanted: Conversion) -> Attempt | None:
     asked = [name for name in wanted.asked() if name not in _ANY_ROUTE_FOLLOWS] + (["dynamic"] if wanted.dynamic else [])
     if unknown := [name for name in asked if name not in knows(route)]:
         reason = f"does not know the option {' and '.join(unknown)}"
-        return Attempt(route=route.name, outcome=PASSED_OVER, code=OPTION, reason=reason, hint=f"leave out {' and '.join(unknown)}")
+        instead = "; batch_sizes gives one file several" if "dynamic" in unknown and "batch_sizes" in knows(route) else ""
+        return Attempt(route=route.name, outcome=PASSED_OVER, code=OPTION, reason=reason, hint=f"leave out {' and '.join(unknown)}{instead}")
     if strange := [name for name in wanted.rewrites if name not in rewrites(route)]:
         known = ", ".join(rewrites(route)) or "none"
         reason = f"does not know the rewrite {' and '.join(strange)}"

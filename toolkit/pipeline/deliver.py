@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit import modelfile
+from toolkit import modelfile, onnx_external
 from toolkit.artifact import MANIFEST_SUFFIX, Artifact, Manifest, Signature
-from toolkit.errors import ConfigError, SetupError
+from toolkit.errors import ConfigError, InputRejected, SetupError
 from toolkit.job import Facts
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.fingerprint import OUTPUT_MARK
@@ -40,19 +40,19 @@ def deliver_model(
     if result.folder is None:
         raise RuntimeError(f"{result.record.step} made no model")
     model = result.folder / model_file(format)
+    copy(model, out)
     manifest = Manifest(
         name=name,
         format=format,
         scheme=scheme,
-        sha256=modelfile.sha256(model),
-        size_bytes=modelfile.size_bytes(model),
+        sha256=modelfile.sha256(out),
+        size_bytes=modelfile.size_bytes(out),
         signature=signature_of(result.facts),
         made_by=result.facts["made_by"],
         versions=result.facts["versions"],
         parent_sha256=parent_sha256,
         evidence={**_evidence(result.facts), **_attempts(result), **(evidence or {})},
     )
-    copy(model, out)
     write_text(manifest_path(out), manifest.model_dump_json(indent=2) + "\n")
     return Artifact(path=out, manifest=manifest, cached=result.cached)
 
@@ -138,7 +138,7 @@ def signature_of(facts: Facts) -> Signature:
 
 def source_evidence(facts: Facts) -> dict[str, Any]:
     """What the source's facts say that every file made from it should carry along."""
-    return {name: facts[name] for name in ("output", "task", "labels", "notes") if facts.get(name) or name == "output"}
+    return {name: facts[name] for name in ("output", "task", "labels", "notes", "bounds") if facts.get(name) or name == "output"}
 
 
 def parent_digest(candidate: Candidate, results: Mapping[str, Result], formats: Mapping[str, str]) -> str:
@@ -150,15 +150,50 @@ def parent_digest(candidate: Candidate, results: Mapping[str, Result], formats: 
 
 
 def copy(source: Path, out: Path) -> None:
-    """Copies a model so that ``out`` is never half-written.
+    """Copies a model so that ``out`` is never half-written. ONNX weights in other files become one file, ``<out>.data``.
 
     Raises:
+        InputRejected: Weights that the model refers to are missing.
         SetupError: The place cannot be written.
     """
     if source.is_dir():
         _replace_folder(source, out)
+        return
+    place, data = onnx_external.data_path(out), onnx_external.data_files(source)
+    outdated = place.exists() and (bool(data) or _refers_to(out, place))
+    if outdated:
+        out.unlink(missing_ok=True)  # no graph beside the weights of another one, not for a moment
+    if data:
+        _replace(place, lambda partial: onnx_external.write_data(data, partial))
+        _replace(out, lambda partial: partial.write_bytes(onnx_external.graph_for(source, out.name, data)))
     else:
         _replace(out, lambda partial: shutil.copyfile(source, partial))
+        if outdated:
+            place.unlink(missing_ok=True)
+
+
+def remove(model: Path) -> None:
+    """Removes a delivered model with all that belongs to it.
+
+    Raises:
+        SetupError: It cannot be removed.
+    """
+    data = onnx_external.data_path(model)
+    belongs = (data,) if _refers_to(model, data) else ()
+    try:
+        if model.is_dir():
+            shutil.rmtree(model)
+        for path in (model, *belongs, manifest_path(model)):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SetupError(f"cannot be removed: {error.strerror or error}", where=str(model), hint="check the folder's permissions") from error
+
+
+def _refers_to(model: Path, data: Path) -> bool:
+    try:
+        return data.resolve() in onnx_external.data_files(model)
+    except InputRejected:  # what it refers to is damaged, and as such no longer anybody's
+        return True
 
 
 def write_text(out: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from toolkit import plugins
 from toolkit.errors import Interrupted, ToolkitError
 from toolkit.evidence import Attempt, StageRecord
 from toolkit.job import FACTS, Facts, Job, read_facts
+from toolkit.onnx_external import DATA_SUFFIX
 from toolkit.pipeline import race
 from toolkit.pipeline.fingerprint import fingerprint, fingerprint_project, own_code
 from toolkit.pipeline.listener import Listener, Silent
@@ -68,6 +69,7 @@ def execute(
     listener: Listener | None = None,
     timeout_seconds: float = 3600.0,
     jobs: int | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Result]:
     """Runs steps in an order that respects their needs.
 
@@ -79,6 +81,7 @@ def execute(
         listener: Who hears about it.
         timeout_seconds: Limit of each stage.
         jobs: How many steps may run at a time; at most two by default, as frameworks take memory.
+        workers: Workers to use, which go on after it; its own otherwise.
 
     Returns:
         One result per step, by identifier.
@@ -91,7 +94,7 @@ def execute(
     for step in ordered.values():
         for plugin in (*step.plugins, *(plugin for check in step.checks for plugin in check.plugins)):
             plugins.require(plugin)
-    run = _Run(ordered, store, listener or Silent(), timeout_seconds)
+    run = _Run(ordered, store, listener or Silent(), timeout_seconds, workers)
     run.listener.planned(list(ordered))
     with store.in_use(), tempfile.TemporaryDirectory(prefix="edgekit-run-") as scratch:
         run.scratch = Path(scratch)
@@ -101,7 +104,7 @@ def execute(
 class _Run:
     """The state of one execution."""
 
-    def __init__(self, steps: dict[str, Step], store: Store, listener: Listener, timeout_seconds: float) -> None:
+    def __init__(self, steps: dict[str, Step], store: Store, listener: Listener, timeout_seconds: float, workers: Workers | None) -> None:
         self.steps = steps
         self.store = store
         self.listener = listener
@@ -109,7 +112,8 @@ class _Run:
         self.results: dict[str, Result] = {}
         self.entries: dict[str, Entry] = {}
         self.scratch = Path()
-        self.workers = Workers()
+        self.workers = workers or Workers()
+        self._borrowed = workers is not None
         self._announced: set[str] = set()
         self._fingerprints: dict[tuple[str, Path], Any] = {}
         self._fingerprint_lock = threading.Lock()
@@ -127,11 +131,12 @@ class _Run:
                         self._settle(step, future.result())
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                self.workers.stop()
                 if isinstance(error, KeyboardInterrupt):
                     raise Interrupted("interrupted; finished stages are kept, and the next run continues from them") from None
                 raise
-            finally:
-                self.workers.stop()
+        if not self._borrowed:
+            self.workers.stop()
         return {id: self.results[id] for id in self.steps}
 
     def _startable(self, running: set[str], jobs: int) -> list[Step]:
@@ -219,8 +224,8 @@ class _Run:
         """Calls the stage, then its checks on what it wrote."""
         progress = self._progress_of(step.id)
         log = self.store.log_path(step.id)
-        preload = step.preload or _preload(step.plugins)
-        facts = self.workers.run(step.stage, Job(inputs, options, out, progress), timeout_seconds=self.timeout_seconds, log=log, preload=preload)
+        job = Job(inputs, options, out, progress)
+        facts = self.workers.run(step.stage, job, timeout_seconds=self.timeout_seconds, log=log, preload=preload(step))
         not_done: Facts = {name: {"not_done": reason} for name, reason in step.not_checked.items()}
         if step.checks or not_done:
             facts["checks"] = {check.name: self._check(check, out, log) for check in step.checks} | not_done
@@ -269,8 +274,8 @@ class _Run:
 
     def _digest(self, need: Need) -> str:
         entry = self.entries[need.step]
-        prefix = f"{need.path}/"
-        chosen = {name: digest for name, digest in entry.files.items() if not need.path or name == need.path or name.startswith(prefix)}
+        files = (need.path, need.path + DATA_SUFFIX)  # an ONNX graph, and the weights that it refers to
+        chosen = {name: digest for name, digest in entry.files.items() if not need.path or name in files or name.startswith(f"{need.path}/")}
         return digest_of(chosen)
 
     def _fingerprint(self, role: str, path: Path, apart: tuple[Path, ...]) -> Any:
@@ -279,6 +284,11 @@ class _Run:
             if (role, path) not in self._fingerprints:
                 self._fingerprints[role, path] = fingerprint_project(path, apart) if role == PROJECT else fingerprint(path)
             return self._fingerprints[role, path]
+
+
+def preload(step: Step) -> tuple[str, ...]:
+    """Returns the modules that a server imports before it forks this step's stage."""
+    return step.preload or _preload(step.plugins)
 
 
 def _preload(used: Iterable[plugins.Plugin]) -> tuple[str, ...]:

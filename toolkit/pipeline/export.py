@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from toolkit.errors import ConfigError, InputRejected
 from toolkit.mistakes import explain
 from toolkit.pipeline import deliver, origins
 from toolkit.pipeline.conversion import AUTO, Program, convert, of_source
-from toolkit.pipeline.execute import Result
+from toolkit.pipeline.execute import Result, preload
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import FLOAT, make_plan
 from toolkit.pipeline.single import (
@@ -40,6 +39,7 @@ from toolkit.pipeline.single import (
 from toolkit.pipeline.steps import Step, model_file
 from toolkit.sources import variants
 from toolkit.store import Store
+from toolkit.worker import Workers
 
 
 def export(
@@ -81,7 +81,8 @@ def export(
         route: Name of the only route to take; ``auto`` tries all that lead to the format, the most trusted first, and takes the first
             whose file computes what the source computes.
         opset: ONNX operator set.
-        dynamic: Sizes that stay free, by input and axis: ``{"input_ids": {0: "batch", 1: "sequence"}}``.
+        dynamic: Sizes that stay free, by input and axis: ``{"input_ids": {0: "batch<=8", 1: "16<=sequence<=128"}}``; bounds may be left
+            out.
         layout: ``channels_last`` gives four-dimensional image inputs as ``[n x h x w x c]``.
         batch_sizes: Batch sizes that one file shall take, each as a signature of its own.
         rewrites: Names of the rewrites that may be applied to what the target cannot execute.
@@ -104,17 +105,25 @@ def export(
     check_name(name)
     options = {"route": route, "opset": opset, "dynamic": dynamic or {}, "layout": layout, "rewrites": rewrites, "clean_up": clean_up}
     conversion = _conversion(**options, batch_sizes=batch_sizes)
-    wanted = _Wanted(format, output, name, tuple(output_names), conversion, _parity(min_sqnr_db), store, listener)
     by_name = origins.find_named(str(model)) if isinstance(model, str | Path) else None
-    if by_name:
-        return _from_name(replace(by_name, weights=origins.weights_of(weights), task=task), example_inputs, wanted)
-    if weights is not None or task is not None:
+    if not by_name and (weights is not None or task is not None):
         hint = "name a model like torchvision:mobilenet_v2, or leave them out"
         raise ConfigError("weights and task go with the name of a collection's model", where="weights" if weights is not None else "task", hint=hint)
-    if not isinstance(model, str | Path):
-        return _from_object(model, example_inputs, wanted)
-    path = Path(model)
-    is_project = path.suffix == ".toml" or (path.is_dir() and ((path / PROJECT_FILE).exists() or not plugins.format_of(path)))
+    with Workers() as workers:
+        wanted = _Wanted(format, output, name, tuple(output_names), conversion, _parity(min_sqnr_db), store, listener, workers)
+        if by_name:
+            return _from_name(replace(by_name, weights=origins.weights_of(weights), task=task), example_inputs, wanted)
+        return _from_path(Path(model), example_inputs, wanted) if isinstance(model, str | Path) else _from_object(model, example_inputs, wanted)
+
+
+def _from_path(path: Path, example_inputs: Any, wanted: _Wanted) -> Artifact:
+    is_project = path.suffix == ".toml" or (path.is_dir() and (path / PROJECT_FILE).exists())
+    if not path.exists() and path.parts and ":" in path.parts[0] and not path.drive:
+        origins.named(str(path), Path())  # which says what is wrong with it
+    if path.is_dir() and not is_project and not plugins.format_of(path):
+        known = ", ".join(modelfile.FOLDERS)
+        hint = f"give a model file, a project with {PROJECT_FILE}, a folder that transformers saved, or a model that is a folder: {known}"
+        raise ConfigError("holds no model and no project", where=str(path), hint=hint)
     return _from_project(path, wanted) if is_project else _from_file(path, example_inputs, wanted)
 
 
@@ -130,6 +139,7 @@ class _Wanted:
     parity: Parity
     store: Store | None
     listener: Listener | None
+    workers: Workers
 
     def path(self, name: str, source: Path | None = None) -> Path:
         return output_path(self.output, name, FLOAT, self.format, source)
@@ -138,7 +148,7 @@ class _Wanted:
         return convert(program, self.format, self.conversion, self.parity)
 
     def run(self, steps: list[Step]) -> dict[str, Result]:
-        return run_steps(steps, self.store, self.listener)
+        return run_steps(steps, self.store, self.listener, workers=self.workers)
 
     def deliver(self, made: Mapping[str, Result], steps: Sequence[Step], out: Path, name: str, parent_sha256: str, **evidence: Any) -> Artifact:
         *before, last = (made[step.id] for step in steps)
@@ -175,7 +185,7 @@ def _from_project(project: Path, wanted: _Wanted) -> Artifact:
     name = plan.project.name
     out = wanted.path(name)
     timeout_seconds = plan.project.timing.stage_timeout_seconds
-    results = run_steps(ancestors(plan.steps, candidate.step), wanted.store, wanted.listener, timeout_seconds=timeout_seconds)
+    results = run_steps(ancestors(plan.steps, candidate.step), wanted.store, wanted.listener, timeout_seconds=timeout_seconds, workers=wanted.workers)
     parent = deliver.parent_digest(candidate, results, {"source": plan.source_format})
     last = [step for step in plan.steps if step.id == candidate.step]
     return wanted.deliver(results, last, out, name, parent, **deliver.source_evidence(results["source"].facts))
@@ -211,7 +221,7 @@ def _from_file(file: Path, samples: Samples | None, wanted: _Wanted) -> Artifact
     converting = wanted.convert(of_source(source_format))
     name = wanted.name or file.resolve().name.split(".")[0]
     out = wanted.path(name, file)
-    given = samples if samples is not None else random_samples(open_model(file, wanted.store)[1].signature)
+    given = samples if samples is not None else random_samples(open_model(file, wanted.store, workers=wanted.workers)[1].signature)
     with on_disk(given) as path:
         source = origins.from_file(file, source_format, wanted.parity, wanted.conversion, path, wanted.output_names)
         results = wanted.run([source, *converting])
@@ -223,19 +233,26 @@ def _from_object(model: Any, examples: Any, wanted: _Wanted) -> Artifact:
     """Captures a live object here, as it cannot cross to another process; everything after that goes by files."""
     source = _source(model)
     plugins.require(source)
-    samples = _named(model, examples).take(slice(0, wanted.parity.samples))
+    samples = _named(source, model, examples).take(slice(0, wanted.parity.samples))
     _check_finite(samples)
     origins.check_dynamic(source, wanted.conversion)
-    wanted.convert(of_source(source.format))  # what leads nowhere is not captured
+    first, *_ = wanted.convert(of_source(source.format))  # what leads nowhere is not captured
     name = wanted.name or type(model).__name__
     out = wanted.path(name)
     with tempfile.TemporaryDirectory(prefix="edgekit-capture-") as scratch:
+        wanted.workers.prepare(preload(first))  # a framework takes as long to import as a model to capture
         program = _capture(source, model, samples, Path(scratch), wanted)
         converting = wanted.convert(program)
         made = wanted.run(list(converting))
         assert isinstance(program.file, Path) and isinstance(program.signature, Signature)
         digest, output = modelfile.sha256(program.file), program.signature.outputs[0].name
-        return wanted.deliver(made, converting, out, name, digest, output=output)
+        told = {**_notes(source, model), **variants.facts(wanted.conversion.dynamic)}
+        return wanted.deliver(made, converting, out, name, digest, output=output, **told)
+
+
+def _notes(source: Any, model: Any) -> dict[str, list[str]]:
+    notes = list(source.notes(model)) if hasattr(source, "notes") else []
+    return {"notes": notes} if notes else {}
 
 
 def _capture(source: Any, model: Any, samples: Dataset, folder: Path, wanted: _Wanted) -> Program:
@@ -261,16 +278,15 @@ def _source(model: Any) -> plugins.Source:
     return found
 
 
-def _named(model: Any, examples: Any) -> Dataset:
-    """Names positional examples after the parameters of the model's forward function."""
+def _named(source: plugins.Source, model: Any, examples: Any) -> Dataset:
+    """Names positional examples as the source knows the model's inputs."""
     if examples is None:
         raise ConfigError("a live model needs example inputs", hint="pass real samples, for example {'image': array [n x c x h x w]}")
     if isinstance(examples, Mapping | Dataset):
         samples = as_dataset(examples)
         return Dataset(samples.columns, None, samples.where)
     given = examples if isinstance(examples, tuple | list) else (examples,)
-    parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
+    names = list(source.input_names(model)) if hasattr(source, "input_names") else []
     if len(names) < len(given):
         names = [f"input_{index}" for index in range(len(given))]
     return as_dataset({name: as_array(value) for name, value in zip(names, given, strict=False)})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import toolkit
+from toolkit import modelfile, onnx_external
 from toolkit.artifact import MANIFEST_SUFFIX
 from toolkit.config import BASELINE_FILE, PROJECT_FILE
 from toolkit.errors import InputRejected
@@ -27,10 +28,10 @@ def fingerprint(path: Path) -> Any:
     """Describes a file or folder so that equal content gives equal descriptions.
 
     Raises:
-        InputRejected: The path does not exist.
+        InputRejected: The path does not exist, or is an ONNX model whose weights are missing.
     """
     if path.is_file():
-        return digest_file(path)
+        return modelfile.sha256(path)
     if path.is_dir():
         return digest_of(_digests(path, _walk(path)))
     raise InputRejected("does not exist", where=str(path), hint="check the path")
@@ -101,8 +102,9 @@ def _walk(folder: Path, left_out: Collection[Path] = ()) -> Iterator[Path]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a file is a model that Edgekit delivered, or its manifest."""
-    return file.name.endswith(MANIFEST_SUFFIX) or file.with_name(file.name + MANIFEST_SUFFIX).exists()
+    """Whether a file is a model that Edgekit delivered, the weights of one, or its manifest."""
+    model = file.name.removesuffix(onnx_external.DATA_SUFFIX)
+    return file.name.endswith(MANIFEST_SUFFIX) or any(file.with_name(name + MANIFEST_SUFFIX).exists() for name in (file.name, model))
 
 
 def _imports(file: Path) -> set[str]:

@@ -25,4 +25,4 @@ def inspect(model: Artifact | str | Path, *, store: Store | None = None) -> Cont
         MissingExtra: The library that reads this format is not installed.
         NoRoute: No reader looks into this format, and no runtime executes it.
     """
-    return open_model(model, store, to_look_at=True)[1]
+    return open_model(model, store)[1]

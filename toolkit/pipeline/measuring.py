@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit import plugins
 from toolkit.config import Metrics, Target, Timing
-from toolkit.pipeline.steps import Fact, Need, Step, wire
+from toolkit.pipeline.steps import Fact, Need, Step, in_layout, wire
 
 # What every evaluation imports before its runtime; the libraries behind the metrics take over a second.
 _ANSWERING = ("toolkit.measure.accuracy", "toolkit.measure.tasks.classification", "sklearn.metrics")
@@ -29,10 +29,12 @@ def evaluate(
     output: str | Fact | None = None,
     classes: tuple[str, ...] = (),
     metrics: Metrics | None = None,
+    layout: str | None = None,
 ) -> Step:
     """Outputs and metrics of one model on one runtime.
 
     ``output`` names the output that answers: runtimes sort outputs differently, so the first one of a file need not be the source's.
+    ``layout``, here and below, is the model's where the samples have another.
     """
     options = {
         "runtime": runtime.name,
@@ -41,6 +43,7 @@ def evaluate(
         "task": task,
         "classes": list(classes),
         "metrics": (metrics or Metrics()).model_dump(mode="json"),
+        **in_layout(layout),
     }
     derived = {"output": output} if isinstance(output, Fact) else {}
     if isinstance(output, str):
@@ -53,7 +56,15 @@ def evaluate(
 
 
 def benchmark(
-    id: str, models: Mapping[str, Need | Path], data: Need | Path, runtime: plugins.Runtime, target: Target, timing: Timing, *, baseline: str | None
+    id: str,
+    models: Mapping[str, Need | Path],
+    data: Need | Path,
+    runtime: plugins.Runtime,
+    target: Target,
+    timing: Timing,
+    *,
+    baseline: str | None,
+    layout: str | None = None,
 ) -> Step:
     """Latency of several models on one runtime, interleaved; measured anew each time."""
     options = {
@@ -64,12 +75,20 @@ def benchmark(
         "max_noise": timing.max_noise,
         "baseline": baseline,
         "stand_in": target.stand_in,
+        **in_layout(layout),
     }
     return _on_this_machine(id, "toolkit.measure.latency:run", options, {**models, "data": data}, (runtime,))
 
 
 def cold(
-    id: str, models: Mapping[str, Need | Path], data: Need | Path, runtime: plugins.Runtime, target: Target, *, processes: int = COLD_PROCESSES
+    id: str,
+    models: Mapping[str, Need | Path],
+    data: Need | Path,
+    runtime: plugins.Runtime,
+    target: Target,
+    *,
+    processes: int = COLD_PROCESSES,
+    layout: str | None = None,
 ) -> Step:
     """Load time, first inference and memory of several models, each in fresh processes on the target's CPUs and under its memory cap."""
     options = {
@@ -78,6 +97,7 @@ def cold(
         "cpus": list(target.cpus),
         "memory_bytes": _bytes(target.memory_mb),
         "repeats": processes,
+        **in_layout(layout),
     }
     return _on_this_machine(id, "toolkit.measure.cold:run", options, {**models, "data": data}, (runtime,))
 

@@ -12,6 +12,7 @@ from toolkit.errors import ConfigError
 from toolkit.mistakes import nearest
 from toolkit.pipeline.conversion import dynamic_option
 from toolkit.pipeline.steps import PARITY, PROJECT, Need, Step, audit, wire
+from toolkit.sources import variants
 
 STAGE = "toolkit.sources.stage:run"
 SAVED = "transformers"
@@ -138,14 +139,12 @@ def from_file(file: Path, format: str, parity: Parity, wanted: Conversion, data:
 
 
 def check_dynamic(source: plugins.Source, wanted: Conversion) -> None:
-    """Makes sure that a source can leave sizes free when that is asked for.
+    """Makes sure that a source can leave sizes free when that is asked for, and keep to their bounds.
 
     Raises:
         ConfigError: It cannot.
     """
-    if wanted.dynamic and "dynamic" not in getattr(source, "options", ()):
-        hint = "leave dynamic out; every program of this source has fixed sizes"
-        raise ConfigError(f"source {source.name!r} does not know free sizes", where="convert.dynamic", hint=hint)
+    variants.check_source(source, wanted.dynamic)
 
 
 def _common(outputs: tuple[str, ...], parity: Parity, wanted: Conversion, source: plugins.Source | None = None) -> dict[str, Any]:

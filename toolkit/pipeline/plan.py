@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import display, intake, plugins, resources
-from toolkit.config import PROJECT_FILE, Project, Recipe, Target
+from toolkit.config import PROJECT_FILE, Conversion, Project, Recipe, Target
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.limits import check_against
 from toolkit.pipeline import conversion, measuring, origins, steps
@@ -28,6 +28,7 @@ class Candidate:
         step: The step that makes it.
         parent: The step that makes the file it is made from; empty for the source.
         twin: File name of the float model of the same format.
+        layout: Its layout where the samples have another; ``None`` where it takes them as they are.
     """
 
     file: str
@@ -36,6 +37,7 @@ class Candidate:
     step: str
     parent: str
     twin: str
+    layout: str | None = None
 
     @property
     def model(self) -> Need:
@@ -110,16 +112,13 @@ def make_plan(project: Project, folder: Path) -> Plan:
         NoRoute: No installed plugin converts or quantizes as asked.
         InputRejected: The project's model file must not be read.
     """
-    if project.convert.layout:
-        hint = "use toolkit.export or edgekit export on the model, and measure that file on samples in its layout"
-        raise ConfigError("a project feeds one set of samples to every file, so their layout cannot differ", where="convert.layout", hint=hint)
     _all_there(project, folder)
     source_format = _source_format(project, folder)
     demands = [_demand(project, resources.load_target(name, folder), source_format) for name in project.targets]
     _nothing_forgotten(project, demands)
     _sensible(project, demands)
     recipe = _recipe(project, folder)
-    candidates = _candidates(project.name, demands, source_format)
+    candidates = _candidates(project, demands, source_format)
     quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
     preload = plugins.preload(origins.source_of(project.model.framework)) if project.model.factory else ()
     chain = [steps.splits(project.data, folder, project.parity, task=project.task, seed=project.seed, apart=_apart(project, folder), preload=preload)]
@@ -127,7 +126,9 @@ def make_plan(project: Project, folder: Path) -> Plan:
         chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data", "train")))
     chain += _source(project, folder, source_format)
     chain += _conversions(project, list(candidates.values()), source_format)
-    chain += [steps.quantize(candidates[c.twin].model, c.format, c.scheme, recipe, Need("calibration", "calibration")) for c in quantized if recipe]
+    if recipe:
+        origin = Need("calibration", "calibration")
+        chain += [steps.quantize(candidates[c.twin].model, c.format, c.scheme, recipe, origin, layout=c.layout) for c in quantized]
     chain.append(_source_evaluation(project, source_format))
     evaluations, rows = _evaluations(project, demands, candidates)
     on_this_machine = _measurements(project, rows, candidates)
@@ -189,17 +190,20 @@ def _recipe(project: Project, folder: Path) -> Recipe | None:
     return recipe
 
 
-def _candidates(name: str, demands: list[_Demand], source_format: str) -> dict[str, Candidate]:
+def _candidates(project: Project, demands: list[_Demand], source_format: str) -> dict[str, Candidate]:
     """Every model file that some target needs, by file name; a float twin before what is made from it."""
     found: dict[str, Candidate] = {}
-    for format in sorted({demand.format for demand in demands}):
+    formats = sorted({demand.format for demand in demands})
+    layouts = _wanted(project, formats, source_format)
+    for format in formats:
         step = "source" if format == source_format else f"convert:{format}"
-        twin = f"{name}.{FLOAT}.{format}"
-        found[twin] = Candidate(twin, format, FLOAT, step, "" if step == "source" else "source", twin)
+        twin = f"{project.name}.{FLOAT}.{format}"
+        layout = layouts[format].layout if format in layouts else None
+        found[twin] = Candidate(twin, format, FLOAT, step, "" if step == "source" else "source", twin, layout)
         schemes = [scheme for demand in demands if demand.format == format for scheme in demand.schemes]
         for scheme in dict.fromkeys(schemes):
-            file = f"{name}.{scheme}.{format}"
-            found.setdefault(file, Candidate(file, format, scheme, f"quantize:{format}:{scheme}", step, twin))
+            file = f"{project.name}.{scheme}.{format}"
+            found.setdefault(file, Candidate(file, format, scheme, f"quantize:{format}:{scheme}", step, twin, layout))
     return found
 
 
@@ -227,10 +231,15 @@ def _apart(project: Project, folder: Path) -> tuple[Path, ...]:
 
 def _conversions(project: Project, candidates: list[Candidate], source_format: str) -> list[Step]:
     formats = [candidate.format for candidate in candidates if candidate.step.startswith("convert:")]
-    wanted = conversion.fitting(source_format, project.convert, formats)
+    wanted = _wanted(project, formats, source_format)
     program = conversion.of_source(source_format)
     found = [step for format in formats for step in conversion.convert(program, format, wanted[format], project.parity)]
     return list({step.id: step for step in found}.values())  # ways to several formats may share their first part
+
+
+def _wanted(project: Project, formats: list[str], source_format: str) -> dict[str, Conversion]:
+    """What the project asks of the conversion to each format; its source's own format is not converted."""
+    return conversion.fitting(source_format, project.convert, [format for format in formats if format != source_format])
 
 
 def _source_evaluation(project: Project, source_format: str) -> Step:
@@ -273,6 +282,7 @@ def _evaluations(project: Project, demands: list[_Demand], candidates: dict[str,
                 output=SCORES,
                 classes=project.data.classes,
                 metrics=project.metrics,
+                layout=candidate.layout,
             )
             rows.append(RowPlan(candidate, target, id, f"benchmark:{place}", f"coldstart:{demand.format}@{setting}", f"roofline:{place}"))
     return list(found.values()), tuple(rows)
@@ -287,12 +297,14 @@ def _measurements(project: Project, rows: tuple[RowPlan, ...], candidates: dict[
         models = {twin.file: twin.model, **_models(together)}
         target = together[0].target
         runtime = plugins.get("runtimes", target.runtime)
-        found.append(measuring.benchmark(id, models, Need("data", "eval"), runtime, target, project.timing, baseline=twin.file))
+        timed = (models, Need("data", "eval"), runtime, target, project.timing)
+        found.append(measuring.benchmark(id, *timed, baseline=twin.file, layout=twin.layout))
         found.append(measuring.roofline(together[0].roofline, _models(together), twin.format, target))
     for id in dict.fromkeys(row.cold for row in rows):
         together = [row for row in rows if row.cold == id]
         target = together[0].target
-        found.append(measuring.cold(id, _models(together), Need("data", "eval"), plugins.get("runtimes", target.runtime), target))
+        runtime, layout = plugins.get("runtimes", target.runtime), together[0].candidate.layout
+        found.append(measuring.cold(id, _models(together), Need("data", "eval"), runtime, target, layout=layout))
     return found
 
 

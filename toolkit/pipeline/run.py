@@ -165,6 +165,7 @@ def make_report(plan: Plan, results: Mapping[str, Result]) -> Report:
         project=plan.project.name,
         verdict=worst(row.verdict for row in rows),
         source=_source(plan, results),
+        notes=tuple(results["source"].facts.get("notes", ())),
         rows=rows,
         stages=tuple(result.record for result in results.values()),
         environment=environment.describe(),
@@ -253,8 +254,7 @@ def _deliver(plan: Plan, results: Mapping[str, Result], folder: Path) -> tuple[A
     """Copies what was made, and removes models that an earlier run delivered and this one did not make."""
     names = [candidate.file for candidate in plan.candidates if results[candidate.step].ok]
     for name in deliver.mark_output(folder, plan.project.name, names):
-        for path in (folder / "models" / name, deliver.manifest_path(folder / "models" / name)):
-            path.unlink(missing_ok=True)
+        deliver.remove(folder / "models" / name)
     formats = {candidate.step: candidate.format for candidate in plan.candidates} | {"source": plan.source_format}
     delivered = []
     for candidate in plan.candidates:

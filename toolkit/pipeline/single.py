@@ -24,35 +24,38 @@ from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.steps import Step, inspection
 from toolkit.store import Store
+from toolkit.worker import Workers
 
 Samples = str | Path | Dataset | Mapping[str, Any]
 _RANDOM_SAMPLES = 16
 
 
-def run_steps(steps: list[Step], store: Store | None, listener: Listener | None, *, timeout_seconds: float = 3600.0) -> dict[str, Result]:
+def run_steps(
+    steps: list[Step], store: Store | None, listener: Listener | None, *, timeout_seconds: float = 3600.0, workers: Workers | None = None
+) -> dict[str, Result]:
     """Runs steps of which every one must succeed.
 
     Raises:
         ToolkitError: The first failure.
     """
-    results = execute(steps, store or Store(), listener=listener, timeout_seconds=timeout_seconds)
+    results = execute(steps, store or Store(), listener=listener, timeout_seconds=timeout_seconds, workers=workers)
     for result in results.values():
         if result.error:
             raise result.error
     return results
 
 
-def open_model(model: Artifact | str | Path, store: Store | None = None, *, to_look_at: bool = False) -> tuple[Artifact, Contents]:
+def open_model(model: Artifact | str | Path, store: Store | None = None, *, workers: Workers | None = None) -> tuple[Artifact, Contents]:
     """Opens a model file: checks its bytes, reads what it contains, and takes over its manifest if that fits.
 
     Args:
         model: The file, or an artifact that points to it.
         store: Where the reading is kept.
-        to_look_at: Whether the file is only described; then its weights may lie in another file.
+        workers: Workers to use, which go on after it; its own otherwise.
 
     Raises:
         ConfigError: A live model was given.
-        InputRejected: The file must not be read, differs from its manifest or its artifact, or keeps its weights elsewhere.
+        InputRejected: The file must not be read, or differs from its manifest or its artifact.
         NoRoute: No reader looks into this format, and no runtime executes it.
     """
     if not isinstance(model, Artifact | str | Path):
@@ -62,11 +65,8 @@ def open_model(model: Artifact | str | Path, store: Store | None = None, *, to_l
     if isinstance(model, Artifact) and modelfile.exists(path) and modelfile.sha256(path) != model.manifest.sha256:
         raise InputRejected("the file has changed since this artifact was made (SHA-256 differs)", where=str(path), hint="open it anew by its path")
     format = intake.check_model(path, manifest.format if manifest else plugins.format_of(path))
-    facts = run_steps([inspection(path, format)], store, None)["inspect"].facts
+    facts = run_steps([inspection(path, format)], store, None, workers=workers)["inspect"].facts
     contents = Contents.model_validate(facts["contents"])
-    if contents.details.get("external_data") == "yes" and not to_look_at:
-        hint = "save it as one file: onnx.save(onnx.load(path), other_path)"
-        raise InputRejected("keeps its weights in another file, which no digest, size or copy would follow", where=str(path), hint=hint)
     if manifest is None:
         manifest = Manifest(
             name=path.name.split(".")[0],

@@ -176,10 +176,11 @@ def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, class
     )
 
 
-def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calibration: Need | None) -> Step:
-    """A quantized model, published only if its bytes are what its label says."""
+def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calibration: Need | None, *, layout: str | None = None) -> Step:
+    """A quantized model, published only if its bytes are what its label says. ``layout`` is the model's where the samples have another."""
     quantizer = plugins.quantizer(format, scheme)
-    options = {"quantizer": quantizer.name, "scheme": scheme, "method": recipe.method, "per_channel": recipe.per_channel}
+    options: dict[str, Any] = {"quantizer": quantizer.name, "scheme": scheme, "method": recipe.method, "per_channel": recipe.per_channel}
+    options |= in_layout(layout)
     needs, files = wire("model", model)
     if scheme in quantizer.needs_calibration and calibration:
         needs["calibration"] = calibration
@@ -210,6 +211,11 @@ def _looks_into(format: str) -> tuple[str, plugins.Plugin]:
     """The module and the plugin that look into a file: a reader, or the runtime where a format has none."""
     reader = plugins.find_reader(format)
     return ("toolkit.audit.stage", reader) if reader else ("toolkit.audit.unread", plugins.runtime_for(format))
+
+
+def in_layout(layout: str | None) -> dict[str, Any]:
+    """The option of a stage that feeds samples to a model of another layout than theirs."""
+    return {"layout": layout} if layout else {}
 
 
 def wire(role: str, given: Need | Path) -> tuple[dict[str, Need], dict[str, Path]]:

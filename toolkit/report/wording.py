@@ -45,6 +45,11 @@ def source_line(report: Report) -> str:
     return f"float source: {show_name(source.metric.name)} {show_metric(source.metric)} on {where}"
 
 
+def source_notes(report: Report) -> str:
+    """Says what is worth knowing of the source model; empty when nothing is."""
+    return f"Of the source model: {'; '.join(report.notes)}." if report.notes else ""
+
+
 def _no_source(report: Report) -> str:
     if any(stage.step in ("evaluate:source", "evaluate:reference") for stage in report.stages):
         return "float source: accuracy was not measured"

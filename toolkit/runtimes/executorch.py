@@ -66,6 +66,7 @@ class ExecuTorchSession:
     Attributes:
         signature: Inputs and outputs of the loaded program, by the names that it tells, else ``input_0``, ``output_0`` and so
             on. A free size that it does not tell counts as the largest one that the program was planned for.
+        largest_batch: The largest first axis that memory was planned for; ``None`` where no input's is free.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -74,6 +75,8 @@ class ExecuTorchSession:
         self.signature = loaded.signature
         free = [spec.name for spec in self.signature.inputs if any(isinstance(size, str) for size in spec.shape)]
         self._bounded = {name: loaded.largest[name] for name in free}
+        batches = [loaded.largest[spec.name][0] for spec in self.signature.inputs if spec.shape and isinstance(spec.shape[0], str)]
+        self.largest_batch = min(batches, default=None)
         self._module, self._from_numpy = loaded.module, torch.from_numpy
         self._inputs = [(spec.name, np.dtype(spec.dtype), len(spec.shape)) for spec in self.signature.inputs]
         self._outputs = [spec.name for spec in self.signature.outputs]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit import onnx_external
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.errors import ConfigError
 from toolkit.mistakes import nearest
@@ -41,7 +42,7 @@ class OnnxRuntime:
         """Loads a model; see :meth:`toolkit.plugins.Runtime.open`.
 
         Raises:
-            InputRejected: The file is missing, damaged or not ONNX.
+            InputRejected: The file, or one that its weights are in, is missing or damaged, or it is not ONNX.
             StageOutOfMemory: The process may not have the memory the model needs.
         """
         return self._open(model, threads, "ORT_ENABLE_ALL")
@@ -81,6 +82,7 @@ class OnnxRuntime:
         try:
             session = onnxruntime.InferenceSession(str(model), session_options(threads, level), providers=["CPUExecutionProvider"])
         except errors() as error:
+            onnx_external.data_files(model)  # weights that are missing are told by name and size, which the library does not do
             raise complaints.cannot_open(model, self.name, error) from error
         return OnnxSession(session)
 

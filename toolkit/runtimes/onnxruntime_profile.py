@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit import onnx_external
 from toolkit.errors import StageFailed
 from toolkit.plugins import Arrays, Event
 from toolkit.runtimes import complaints
@@ -38,7 +39,7 @@ def open_profiled(model: Path, *, threads: int) -> ProfiledOnnxSession:
     """Loads a model with ONNX Runtime's profiler switched on; see :class:`toolkit.plugins.ProfiledSession`.
 
     Raises:
-        InputRejected: The file is missing, damaged or not ONNX.
+        InputRejected: The file, or one that its weights are in, is missing or damaged, or it is not ONNX.
         StageOutOfMemory: The process may not have the memory the model needs.
     """
     import onnxruntime
@@ -53,6 +54,7 @@ def open_profiled(model: Path, *, threads: int) -> ProfiledOnnxSession:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except errors() as error:
         shutil.rmtree(folder, ignore_errors=True)
+        onnx_external.data_files(model)  # as when it is opened without a profiler
         raise complaints.cannot_open(model, RUNTIME.name, error) from error
     return ProfiledOnnxSession(session, model, folder)
 

@@ -47,6 +47,7 @@ class TorchSession:
 
     Attributes:
         signature: Inputs and outputs of the loaded program; free sizes by the names they were captured with, else by PyTorch's symbols.
+        largest_batch: The largest first axis that it was captured for; ``None`` where that has no bound.
     """
 
     def __init__(self, program: Any, module: Any, sizes: Mapping[str, str] | None = None) -> None:
@@ -57,6 +58,7 @@ class TorchSession:
             inputs=_specs(positional + named, program, program.graph_signature.user_inputs, sizes or {}),
             outputs=_specs(_output_names(program), program, program.graph_signature.user_outputs, sizes or {}),
         )
+        self.largest_batch = pt2.largest_batch(program)
         self._positional, self._named = positional, named
         self._outputs = [spec.name for spec in self.signature.outputs]
         self._module = module

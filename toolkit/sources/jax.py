@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from toolkit import jax_programs
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays, Source
+from toolkit.sources import naming, recording
 
-# Two runs of the same sample may differ by rounding when threads share a sum; random layers differ by far more.
-_REPEAT_TOLERANCE = 1e-5
 _WIDE = {"float64": "float32", "int64": "int32", "uint64": "uint32", "complex128": "complex64"}
 
 
@@ -29,7 +28,7 @@ class JaxSource:
     """Captures JAX functions and the modules of Flax and Equinox."""
 
     name = "jax"
-    version = 1
+    version = 2
     format = "jax"
     framework = "jax"
     modules: tuple[str, ...] = ("jax",)
@@ -80,13 +79,20 @@ class JaxSource:
         import jax
 
         _check_mode(model)
-        _check_examples(examples)
+        naming.check_chosen(outputs)
+        recording.check_examples(examples)
+        for name, column in examples.items():
+            _check_width(name, column)
         with jax.default_device(jax.devices("cpu")[0]):
-            samples = list(_samples(examples))
-            named = _named(_function(model), tuple(examples), outputs)
+            samples = _samples(examples)
+            named = _Named(_function(model), tuple(examples), outputs)
             expected = _live_outputs(named, samples)
             jax_programs.save(_export(named, samples[0]), out)
         return expected
+
+    def input_names(self, model: Any) -> tuple[str, ...]:
+        """Returns the names of the inputs that may be given by position, in order."""
+        return naming.positional(_parameters(_function(model)))
 
 
 SOURCE: Source = JaxSource()
@@ -128,23 +134,6 @@ def _check_mode(model: Any) -> None:
 
 def _trains(node: Any) -> bool:
     return getattr(node, "deterministic", None) is False or getattr(node, "use_running_average", None) is False
-
-
-def _check_examples(examples: Arrays) -> None:
-    _check_names("input", examples)
-    lengths = {name: len(column) if column.ndim else 0 for name, column in examples.items()}
-    if not lengths or min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
-        raise InputRejected(
-            f"examples need at least one sample and equal lengths, found {lengths}", where="examples", hint="stack samples along the first axis"
-        )
-    for name, column in examples.items():
-        _check_width(name, column)
-
-
-def _check_names(kind: str, names: Iterable[str]) -> None:
-    for name in names:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise InputRejected(f"{kind} name {name!r} is not a Python identifier", where=f"{kind}s", hint="use letters, digits and underscores")
 
 
 def _check_width(name: str, column: np.ndarray) -> None:
@@ -215,83 +204,41 @@ class _Named:
 
     def __init__(self, function: Callable[..., Any], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
         self._function, self.inputs, self._chosen = function, inputs, outputs
-        self._by_keyword = _by_keyword(function, inputs)
+        self._by_keyword = naming.by_keyword(_known(function), inputs, called="the function", where=_title(function))
         self.outputs: tuple[str, ...] = ()
 
     def program(self, *arrays: Any) -> tuple[Any, ...]:
         values = dict(zip(self.inputs, arrays, strict=True))
-        found = _name_outputs(self._function(**values) if self._by_keyword else self._function(*arrays), self._chosen)
+        result = self._function(**values) if self._by_keyword else self._function(*arrays)
+        found = naming.named_outputs(result, self._chosen, is_tensor=_is_array, noun="array")
+        recording.check_batch({name: value.shape for name, value in found.items()})
         self.outputs = tuple(found)
         return tuple(found.values())
 
 
-def _named(function: Callable[..., Any], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> _Named:
-    _check_names("output", outputs)
-    if len(set(outputs)) < len(outputs):
-        raise InputRejected(f"output names {list(outputs)} repeat", where="outputs", hint="give every output its own name")
-    return _Named(function, inputs, outputs)
+def _known(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Returns the parameters that names can be held against.
+
+    What takes anything by position and by name, as ``nnx.Sequential`` does, hands it on to a function whose names nobody knows.
+    """
+    takes = list(_parameters(function))
+    open = any(item.kind is item.VAR_POSITIONAL for item in takes)
+    return [item for item in takes if not (open and item.kind is item.VAR_KEYWORD)]
 
 
-def _by_keyword(function: Callable[..., Any], inputs: tuple[str, ...]) -> bool:
-    parameters = list(_parameters(function))
-    positional = [item.name for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
-    keywords = {item.name for item in parameters if item.kind in (item.KEYWORD_ONLY, item.POSITIONAL_OR_KEYWORD)}
-    kinds = {item.kind for item in parameters}
-    if set(inputs) <= keywords or (not positional and inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds):
-        return True
-    room = len(positional) >= len(inputs) or inspect.Parameter.VAR_POSITIONAL in kinds
-    # A name that the function knows, at another place, means the order is not the user's: guessing would swap inputs silently.
-    swapped = any(name in positional and positional.index(name) != place for place, name in enumerate(inputs))
-    if not room or swapped:
-        raise InputRejected(
-            f"inputs are named {list(inputs)}, the function takes {positional or sorted(keywords)}",
-            where=getattr(function, "__name__", type(function).__name__),
-            hint="name the examples like the function's parameters",
-        )
-    return False
+def _title(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _name_outputs(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    if isinstance(result, Mapping):
-        found = {name: value for name, value in result.items() if value is not None}
-        if names and set(names) <= set(found):
-            return _checked({name: found[name] for name in names})
-        swapped = [name for place, name in enumerate(names) if name in found and list(found).index(name) != place]
-        if swapped:
-            raise InputRejected(
-                f"the model returns {list(found)}, so {swapped[0]!r} of the names {list(names)} would be given to another output",
-                where="outputs",
-                hint="name outputs that the model returns, or rename all of them",
-            )
-    else:
-        parts = list(result) if isinstance(result, tuple | list) else [result]
-        found = {f"output_{place}": value for place, value in enumerate(parts)}
-    if names and len(names) != len(found):
-        raise InputRejected(
-            f"the model returns {len(found)} outputs {list(found)}, found {len(names)} names {list(names)}", where="outputs", hint="name every output"
-        )
-    return _checked(dict(zip(names, found.values(), strict=True)) if names else found)
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _checked(found: dict[str, Any]) -> dict[str, Any]:
-    _check_names("output", found)
-    for name, value in found.items():
-        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-            raise InputRejected(
-                f"output {name!r} is a {type(value).__name__}, not an array", where="outputs", hint="return arrays, or choose outputs by name"
-            )
-        if not value.shape or value.shape[0] != 1:
-            raise InputRejected(
-                f"output {name!r} of one sample has shape {list(value.shape)}", where="outputs", hint="return the batch as first axis"
-            )
-    return found
-
-
-def _samples(examples: Arrays) -> Iterator[dict[str, Any]]:
+def _samples(examples: Arrays) -> list[dict[str, Any]]:
     import jax
 
-    for row in range(len(next(iter(examples.values())))):
-        yield {name: np.asarray(column[row : row + 1], jax.dtypes.canonicalize_dtype(column.dtype)) for name, column in examples.items()}
+    narrow = {name: jax.dtypes.canonicalize_dtype(column.dtype) for name, column in examples.items()}
+    return [{name: value.astype(narrow[name], copy=False) for name, value in sample.items()} for sample in recording.samples(examples)]
 
 
 def _live_outputs(named: _Named, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -300,22 +247,11 @@ def _live_outputs(named: _Named, samples: list[dict[str, Any]]) -> dict[str, np.
     function = jax.jit(named.program)
     again = _run(named, function, samples[0])
     rows = [_run(named, function, sample) for sample in samples]
-    for name, value in again.items():
-        if not np.allclose(value, rows[0][name], rtol=0, atol=_REPEAT_TOLERANCE * _largest(value), equal_nan=True):
-            raise InputRejected(
-                f"output {name!r} differs when the same sample runs twice", where="model", hint="remove randomness from the inference path"
-            )
-    return {name: np.concatenate([row[name] for row in rows]) for name in again}
-
-
-def _largest(value: np.ndarray) -> float:
-    finite = np.abs(value[np.isfinite(value)])
-    return float(finite.max()) if finite.size else 0.0
+    return recording.joined(again, rows)
 
 
 def _run(named: _Named, function: Callable[..., Any], sample: dict[str, Any]) -> dict[str, np.ndarray]:
-    shapes = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in sample.items())
-    with _blamed("the model raised", f"call on {shapes}", "give samples the model accepts"):
+    with _blamed("the model raised", f"call on {recording.described(sample)}", "give samples the model accepts"):
         found = function(*sample.values())
         return {name: np.asarray(value) for name, value in zip(named.outputs, found, strict=True)}
 

@@ -23,9 +23,8 @@ from toolkit import intake_keras, keras_models
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays, Source
+from toolkit.sources import naming, recording
 
-# Two runs of the same sample may differ by rounding when threads share a sum; random layers differ by far more.
-_REPEAT_TOLERANCE = 1e-5
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 _CALLED_WITH = {"tensorflow": "give a tf.function that calls it", "jax": "give a JAX function that calls it", "torch": "wrap it in a torch.nn.Module"}
 
@@ -34,7 +33,7 @@ class KerasSource:
     """Captures ``keras.Model``."""
 
     name = "keras"
-    version = 1
+    version = 2
     format = "keras"
     framework = "keras"
     modules: tuple[str, ...] = ("keras",)
@@ -69,25 +68,22 @@ class KerasSource:
             StageFailed: The model raises on the examples, or cannot be saved.
         """
         keras = keras_models.use()
-        _check_examples(examples)
+        recording.check_examples(examples)
+        naming.check_chosen(outputs)
         captured = _captured(model, examples, outputs, keras)
         names = tuple(captured.output)
         expected = _live_outputs(model, examples, names, outputs, keras)
         _write(captured, out, keras)
         return {name: expected[name] for name in (outputs or expected) if name in names}
 
+    def input_names(self, model: Any) -> tuple[str, ...]:
+        """Returns the names of the inputs in order: the input layers', or the parameters of a call of the user's own."""
+        if getattr(model, "inputs", None):
+            return tuple(spec.name for spec in keras_models.signature(model).inputs)
+        return naming.positional(_takes(model))
+
 
 SOURCE: Source = KerasSource()
-
-
-def _check_examples(examples: Arrays) -> None:
-    for name in examples:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise InputRejected(f"input name {name!r} is not a Python identifier", where="inputs", hint="use letters, digits and underscores")
-    lengths = {name: len(column) if column.ndim else 0 for name, column in examples.items()}
-    if not lengths or min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
-        hint = "stack samples along the first axis"
-        raise InputRejected(f"examples need at least one sample and equal lengths, found {lengths}", where="examples", hint=hint)
 
 
 def _captured(model: Any, examples: Arrays, outputs: tuple[str, ...], keras: Any) -> Any:
@@ -109,24 +105,21 @@ def _call(function: Any, model: Any, inputs: Mapping[str, Any]) -> Any:
         with keras_models.quiet():
             return function(*structure, **arguments)
     except CODE_ERRORS as error:
-        shapes = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in inputs.items())
-        raise StageFailed(f"the model raised {first_line(error)}", where=f"call on {shapes}", hint="give samples the model accepts") from error
+        where = f"call on {recording.described(inputs)}"
+        raise StageFailed(f"the model raised {first_line(error)}", where=where, hint="give samples the model accepts") from error
 
 
 def _arguments(model: Any, inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Returns positional and keyword arguments for a model's call."""
     if getattr(model, "inputs", None):
         return [keras_models.pack(model, _in_order(model, inputs))], {"training": False}
-    parameters = inspect.signature(model.call).parameters
-    extra = {"training": False} if "training" in parameters else {}
-    takes = [name for name in parameters if name not in ("training", "mask")]
-    if set(inputs) <= set(takes):
-        return [], {**inputs, **extra}
-    swapped = [name for place, name in enumerate(inputs) if name in takes and takes.index(name) != place]
-    if len(takes) < len(inputs) or swapped:
-        hint = "name the examples like the parameters of call"
-        raise InputRejected(f"inputs are named {list(inputs)}, call takes {takes}", where=f"{type(model).__name__}.call", hint=hint)
-    return list(inputs.values()), extra
+    extra = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
+    named = naming.by_keyword(_takes(model), tuple(inputs), called="call", where=f"{type(model).__name__}.call")
+    return ([], {**inputs, **extra}) if named else (list(inputs.values()), extra)
+
+
+def _takes(model: Any) -> list[inspect.Parameter]:
+    return [item for name, item in inspect.signature(model.call).parameters.items() if name not in ("training", "mask")]
 
 
 def _in_order(model: Any, inputs: Mapping[str, Any]) -> list[Any]:
@@ -152,41 +145,34 @@ def _in_order(model: Any, inputs: Mapping[str, Any]) -> list[Any]:
 
 def _named(model: Any, found: Any, names: tuple[str, ...], keras: Any) -> dict[str, Any]:
     """Gives names to what a model returned, in the order in which it returned it."""
+    made = naming.name_outputs(_parts(model, found, keras), names)
+    for name, value in made.items():
+        if not hasattr(value, "shape"):
+            hint = "return tensors, or choose outputs by name"
+            raise InputRejected(f"output {name!r} is a {type(value).__name__}, not a tensor", where="outputs", hint=hint)
+    recording.check_batch({name: value.shape for name, value in made.items()})
+    return made
+
+
+def _parts(model: Any, found: Any, keras: Any) -> dict[str, Any]:
+    """Returns outputs by the model's own names: the keys of a dictionary, or the names of the layers they come from."""
     if isinstance(found, Mapping):
-        parts = {name: value for name, value in found.items() if value is not None}
-    else:
-        flat = keras.tree.flatten(found)
-        known = [spec.name for spec in keras_models.signature(model).outputs] if getattr(model, "inputs", None) else []
-        parts = dict(zip(known if len(known) == len(flat) else [f"output_{place}" for place in range(len(flat))], flat, strict=True))
-    if names and set(names) <= set(parts):
-        parts = {name: parts[name] for name in names}
-    elif names and len(names) == len(set(names)) == len(parts) and not set(names) & set(parts):
-        parts = dict(zip(names, parts.values(), strict=True))
-    elif names:
-        hint = "name outputs that the model returns, or rename all of them"
-        raise InputRejected(f"the model returns {list(parts)}, found the names {list(names)}", where="outputs", hint=hint)
-    for name, value in parts.items():
-        if not hasattr(value, "shape") or not len(value.shape) or value.shape[0] != 1:
-            found_shape = list(getattr(value, "shape", ())) or type(value).__name__
-            hint = "return tensors with the batch as first axis"
-            raise InputRejected(f"output {name!r} of one sample is {found_shape}", where="outputs", hint=hint)
-    return parts
+        return naming.parts(found)
+    flat = keras.tree.flatten(found)
+    known = [spec.name for spec in keras_models.signature(model).outputs] if getattr(model, "inputs", None) else []
+    return dict(zip(known, flat, strict=True)) if len(known) == len(flat) else naming.parts(flat)
 
 
 def _live_outputs(model: Any, examples: Arrays, wanted: tuple[str, ...], outputs: tuple[str, ...], keras: Any) -> dict[str, np.ndarray]:
-    def run(row: int) -> dict[str, np.ndarray]:
-        # A copy, because the arrays may be memory-mapped read-only and a model may write into its input.
-        sample = {name: np.array(column[row : row + 1]) for name, column in examples.items()}
+    def run(sample: Arrays) -> dict[str, np.ndarray]:
         found = _named(model, _call(model, model, sample), outputs, keras)
         return {name: np.asarray(keras.ops.convert_to_numpy(value)) for name, value in found.items()}
 
+    samples = recording.samples(examples)
     with _inference(keras):
-        again, rows = run(0), [run(row) for row in range(len(next(iter(examples.values()))))]
-    for name, value in again.items():
-        if not np.allclose(value, rows[0][name], rtol=0, atol=_REPEAT_TOLERANCE * _largest(value), equal_nan=True):
-            hint = "remove randomness from the inference path"
-            raise InputRejected(f"output {name!r} differs when the same sample runs twice", where="model", hint=hint)
-    return {name: np.concatenate([row[name] for row in rows]) for name in wanted}
+        again, rows = run(samples[0]), [run(sample) for sample in samples]
+    joined = recording.joined(again, rows)
+    return {name: joined[name] for name in wanted}
 
 
 def _inference(keras: Any) -> AbstractContextManager[Any]:
@@ -196,11 +182,6 @@ def _inference(keras: Any) -> AbstractContextManager[Any]:
     import torch
 
     return torch.no_grad()
-
-
-def _largest(value: np.ndarray) -> float:
-    finite = np.abs(value[np.isfinite(value)])
-    return float(finite.max()) if finite.size else 0.0
 
 
 def _write(captured: Any, out: Path, keras: Any) -> None:

@@ -6,7 +6,8 @@ and ``expected/outputs/<name>.npy`` (``[n x ...]``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from toolkit import dataset, intake, modelfile, plugins
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.columns import check_columns, one_sample
 from toolkit.dataset import Dataset
-from toolkit.errors import ConfigError, InputRejected
+from toolkit.errors import ConfigError, InputRejected, ToolkitError
 from toolkit.factory import load_factory
 from toolkit.job import Facts, Job
 from toolkit.mistakes import nearest
@@ -37,8 +38,9 @@ def run(job: Job) -> Facts:
 
     Returns:
         ``format``, ``signature``, ``output`` (name of the first output in the source's own order, which later formats need not
-        keep; ``None`` for a file with several outputs of which none was named), ``made_by`` and ``versions``; for a collection also
-        ``examples`` (``given`` or ``made up``), ``task``, ``labels`` and ``notes``.
+        keep; ``None`` for a file with several outputs of which none was named), ``made_by`` and ``versions``; with bounds of free
+        sizes ``bounds`` (least and largest by name); for a live model ``notes`` (what its user should know of it, a sentence each); for
+        a collection also ``examples`` (``given`` or ``made up``), ``task`` and ``labels``.
 
     Raises:
         ConfigError: The factory, the collection, its model or the runtime does not exist, no source takes what the factory returns,
@@ -84,15 +86,15 @@ def _take_name(job: Job) -> Facts:
     facts = _capture(job, source, _prepare(source, built.model, None), samples, outputs)
     if made_up:
         _check_varied(job.out / "expected" / "outputs", model)
-    given = {"examples": "made up" if made_up else "given", "task": built.task, "labels": list(built.labels), "notes": list(built.notes)}
+    notes = [*built.notes, *facts["notes"]]
+    given = {"examples": "made up" if made_up else "given", "task": built.task, "labels": list(built.labels), "notes": notes}
     return {**facts, **given, "versions": {**plugins.versions(collection), **facts["versions"]}}
 
 
 def _capture(job: Job, source: Any, model: Any, samples: Dataset, outputs: tuple[str, ...]) -> Facts:
     """Captures a live model; free sizes are handed on only when they are asked for."""
-    dynamic = variants.axes(job.options.get("dynamic") or {})
-    if dynamic and "dynamic" not in getattr(source, "options", ()):
-        raise ConfigError(f"source {source.name!r} does not know free sizes", where="convert.dynamic", hint="leave dynamic out")
+    dynamic = variants.numbered(job.options.get("dynamic") or {})
+    variants.check_source(source, dynamic)
     variants.check(dynamic, samples.columns)
     out = job.out / f"model.{source.format}"
     expected = source.capture(model, samples.columns, out, outputs=outputs, **({"dynamic": dynamic} if dynamic else {}))
@@ -102,7 +104,8 @@ def _capture(job: Job, source: Any, model: Any, samples: Dataset, outputs: tuple
     if dynamic:
         run = source.runner(model, out, samples.columns, outputs=outputs)
         signature = variants.record(run, samples.columns, expected, dynamic, job.out / "expected")
-    return _facts(source.format, signature, source)
+    notes = source.notes(model) if hasattr(source, "notes") else ()
+    return {**_facts(source.format, signature, source), **variants.facts(dynamic), "notes": list(notes)}
 
 
 def _source_for(model: Any, framework: str | None) -> Any:
@@ -165,21 +168,31 @@ def _take_file(job: Job, samples: Dataset) -> Facts:
     model, runtime = job.inputs["model"], plugins.get("runtimes", job.options["runtime"])
     plugins.require(runtime)
     format = intake.check_model(model, job.options.get("format"))
-    _whole(model, format)
     out = job.out / f"model.{format}"
     modelfile.copy(model, out)
-    session = _open(runtime, out, samples)
-    check_columns(samples, session.signature)
+    with _named_as(model, out):
+        session = _open(runtime, out, samples)
+        check_columns(samples, session.signature)
     columns = {spec.name: samples.columns[spec.name].astype(np.dtype(spec.dtype)) for spec in session.signature.inputs}
     expected = _run_one_by_one(job, session, samples)
-    _record(samples, expected, job.out)
+    _record(samples, expected, job.out, model.name)
     first = {name: column[:1] for name, column in columns.items()}
     signature = Signature(inputs=_specs(first), outputs=_specs(expected))
     output = _scores_of(signature, job.options.get("outputs") or ())
-    if dynamic := variants.axes(job.options.get("dynamic") or {}):
-        _check_free(session.signature, dynamic)
+    if dynamic := variants.numbered(job.options.get("dynamic") or {}):
+        _check_free(session.signature, variants.axes(dynamic))
         signature = variants.record(session.run, columns, expected, dynamic, job.out / "expected")
-    return {**_facts(format, signature, runtime), "output": output, "made_by": "file"}
+    return {**_facts(format, signature, runtime), **variants.facts(dynamic), "output": output, "made_by": "file"}
+
+
+@contextmanager
+def _named_as(model: Path, copy: Path) -> Iterator[None]:
+    """What is wrong with the copy is wrong with the user's file, which is the one that they know."""
+    try:
+        yield
+    except ToolkitError as error:
+        error.where = error.where.replace(str(copy), str(model)).replace(copy.name, model.name)
+        raise
 
 
 def _open(runtime: Any, model: Path, samples: Dataset) -> Any:
@@ -204,7 +217,10 @@ def _check_free(signature: Signature, dynamic: Mapping[str, Mapping[int, str]]) 
         if name not in shapes:
             raise ConfigError(f"there is no input {name!r}", where="convert.dynamic", hint=nearest(name, list(shapes)))
         for axis in axes:
-            if axis >= len(shapes[name]) or not isinstance(shapes[name][axis], str):
+            if axis >= len(shapes[name]):
+                hint = "axis 0 is the batch, 1 the first axis of a sample"
+                raise ConfigError(f"input {name!r} has {len(shapes[name])} axes, found axis {axis}", where="convert.dynamic", hint=hint)
+            if not isinstance(shapes[name][axis], str):
                 fixed = f"axis {axis} of {name!r} is not free in the file: [{' x '.join(map(str, shapes[name]))}]"
                 raise ConfigError(fixed, where="convert.dynamic", hint="export the file with that size free, or leave it fixed")
 
@@ -223,19 +239,17 @@ def _scores_of(signature: Signature, named: Sequence[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _whole(model: Path, format: str) -> None:
-    reader = plugins.find_reader(format)
-    if reader and not plugins.missing_modules(reader) and reader.read(model).details.get("external_data") == "yes":
-        hint = "save it as one file: onnx.save(onnx.load(path), other_path)"
-        raise InputRejected("keeps its weights in another file, which would be left behind", where=model.name, hint=hint)
-
-
-def _record(samples: Dataset, expected: dict[str, np.ndarray], out: Path) -> None:
+def _record(samples: Dataset, expected: dict[str, np.ndarray], out: Path, where: str = "model") -> None:
     if not expected:
         raise InputRejected("the model has no outputs", where="outputs", hint="return at least one tensor")
     for name in expected:
         if not name or Path(name).name != name or "\\" in name:
             raise InputRejected(f"output name {name!r} cannot be a file name", where="outputs", hint="rename that output in the model")
+    for name, column in expected.items():
+        rows = np.isnan(column).reshape(len(column), -1).any(axis=1) if column.dtype.kind == "f" else np.zeros(1, bool)
+        if rows.any():
+            what = f"the model itself gives NaN: output {name!r}, {rows.sum()} of {len(rows)} samples, first sample {rows.argmax()}"
+            raise InputRejected(what, where=where, hint="look for NaN in the model's weights, or give samples like those it was trained on")
     Dataset(expected, None, "outputs").write(out / "expected" / "outputs")
     samples.write(out / "expected" / "inputs")
 

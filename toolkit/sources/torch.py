@@ -7,10 +7,9 @@ every later conversion.
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +19,13 @@ from toolkit import pt2
 from toolkit.errors import InputRejected, ParityFailed, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays, Source
-from toolkit.sources import torch_faults, torch_sizes, variants
+from toolkit.sources import naming, recording, torch_faults, torch_sizes, variants
 from toolkit.stats.signal import sqnr_db
 from toolkit.weights import load_weights
 
 if TYPE_CHECKING:
     import torch
 
-# Two runs of the same sample may differ by rounding when threads share a sum; random layers differ by far more.
-_REPEAT_TOLERANCE = 1e-5
 # The captured program and the live model run the same kernels: they differ by rounding, or not at all.
 _CAPTURED_DB = 60.0
 
@@ -37,14 +34,14 @@ class TorchSource:
     """Captures ``torch.nn.Module``."""
 
     name = "torch"
-    version = 2
+    version = 3
     format = "pt2"
     framework = "torch"
     modules: tuple[str, ...] = ("torch",)
     distributions: tuple[str, ...] = ("torch",)
     extra = "edgekit[torch]"
     preload = pt2.PRELOAD
-    options: tuple[str, ...] = ("dynamic",)
+    options: tuple[str, ...] = ("dynamic", "bounds")
 
     def accepts(self, model: object) -> bool:
         """Whether ``model`` is an ``nn.Module``; never imports torch, because a live module has done so already."""
@@ -74,13 +71,14 @@ class TorchSource:
             examples: Inputs by name, ``[n x ...]``.
             out: The ``.pt2`` file to write.
             outputs: Names of the outputs, in order.
-            dynamic: Names of the sizes that stay free, by input and axis; equal names are equal sizes.
+            dynamic: Sizes that stay free, by input and axis, each a name, perhaps with bounds (``sequence<=128``); equal names are equal
+                sizes.
 
         Returns:
             Outputs by name, ``[n x ...]``.
 
         Raises:
-            ConfigError: ``dynamic`` names an input or an axis that does not exist.
+            ConfigError: ``dynamic`` names an input or an axis that does not exist, or bounds that leave the examples out.
             InputRejected: The model is in training mode, not on the CPU, not float32, not deterministic, or keeps state; names do
                 not fit; an output is not a tensor with the batch first; or the model fixes a size that shall be free.
             StageFailed: The model raises on the examples, or ``torch.export`` cannot capture it.
@@ -88,13 +86,13 @@ class TorchSource:
         import torch
 
         torch_faults.check_model(model)
-        _check_examples(examples)
+        recording.check_examples(examples)
         free = variants.axes(dynamic or {})
-        variants.check(free, examples)
+        variants.check(dynamic or {}, examples)
         named = _named(model, tuple(examples), outputs)
         with torch.inference_mode():
-            expected = _live_outputs(named, list(_samples(examples)))
-        out.write_bytes(_export(named, _sample_of(examples, free), free))
+            expected = _live_outputs(named, [_tensors(sample) for sample in recording.samples(examples)])
+        _export(named, _sample_of(examples, free), free, variants.bounds(dynamic or {}), out)
         return expected
 
     def runner(self, model: Any, program: Path, examples: Arrays, *, outputs: tuple[str, ...] = ()) -> variants.Run:
@@ -110,38 +108,25 @@ class TorchSource:
         captured = pt2.load(program).module()
         return lambda inputs: _run_both(named, captured, inputs)
 
-    def notes(self, model: Any) -> dict[str, Any]:
-        """Returns what is worth knowing about a live model: ``tied_weights``, the names of parameters that are one tensor."""
-        tied = torch_faults.tied_weights(model)
-        return {"tied_weights": tied} if tied else {}
+    def input_names(self, model: Any) -> tuple[str, ...]:
+        """Returns the names of the inputs that may be given by position, in order."""
+        return naming.positional(inspect.signature(model.forward).parameters.values())
+
+    def notes(self, model: Any) -> tuple[str, ...]:
+        """Returns what is worth knowing about a live model, a sentence each: modules that stand in two places, and tied weights."""
+        return torch_faults.notes(model)
 
 
 SOURCE: Source = TorchSource()
-
-
-def _check_examples(examples: Arrays) -> None:
-    _check_names("input", examples)
-    lengths = {name: len(column) if column.ndim else 0 for name, column in examples.items()}
-    if not lengths or min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
-        raise InputRejected(
-            f"examples need at least one sample and equal lengths, found {lengths}", where="examples", hint="stack samples along the first axis"
-        )
-
-
-def _check_names(kind: str, names: Iterable[str]) -> None:
-    for name in names:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise InputRejected(f"{kind} name {name!r} is not a Python identifier", where=f"{kind}s", hint="use letters, digits and underscores")
 
 
 def _named(model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> torch.nn.Module:
     """Wraps a model so that it takes ``inputs`` by keyword and returns a dict."""
     import torch
 
-    by_keyword = _by_keyword(model, inputs)
-    _check_names("output", outputs)
-    if len(set(outputs)) < len(outputs):
-        raise InputRejected(f"output names {list(outputs)} repeat", where="outputs", hint="give every output its own name")
+    takes = inspect.signature(model.forward).parameters.values()
+    by_keyword = naming.by_keyword(takes, inputs, called="forward", where=f"{type(model).__name__}.forward")
+    naming.check_chosen(outputs)
 
     class Named(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
         def __init__(self) -> None:
@@ -153,66 +138,14 @@ def _named(model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, 
         def forward(self, **named: torch.Tensor) -> dict[str, torch.Tensor]:
             values = {name: named[name].clone() if name in self.written else named[name] for name in inputs}
             result = self.model(**values) if by_keyword else self.model(*values.values())
-            return _apart(_name_outputs(result, outputs), values)
+            found = naming.named_outputs(result, outputs, is_tensor=lambda value: isinstance(value, torch.Tensor))
+            return _apart(found, values)
 
     # Parameters of these names, not a dict: torch.export writes its checks of sizes in terms of the parameters.
     parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
     own = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *parameters])
     Named.forward.__signature__ = own  # type: ignore[attr-defined]  # inspect.signature documents it
     return Named()
-
-
-def _by_keyword(model: torch.nn.Module, inputs: tuple[str, ...]) -> bool:
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = [item.name for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
-    keywords = {item.name for item in parameters if item.kind in (item.KEYWORD_ONLY, item.POSITIONAL_OR_KEYWORD)}
-    kinds = {item.kind for item in parameters}
-    if set(inputs) <= keywords or (not positional and inspect.Parameter.VAR_KEYWORD in kinds):
-        return True
-    room = len(positional) >= len(inputs) or inspect.Parameter.VAR_POSITIONAL in kinds
-    # A name that forward knows, at another place, means the order is not the user's: guessing would swap inputs silently.
-    swapped = any(name in positional and positional.index(name) != place for place, name in enumerate(inputs))
-    if not room or swapped:
-        raise InputRejected(
-            f"inputs are named {list(inputs)}, forward takes {positional or sorted(keywords)}",
-            where=f"{type(model).__name__}.forward",
-            hint="name the examples like forward's parameters",
-        )
-    return False
-
-
-def _name_outputs(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    if isinstance(result, Mapping):
-        found = {name: value for name, value in result.items() if value is not None}
-        if names and set(names) <= set(found):
-            return _tensors({name: found[name] for name in names})
-        swapped = [name for place, name in enumerate(names) if name in found and list(found).index(name) != place]
-        if swapped:
-            raise InputRejected(
-                f"the model returns {list(found)}, so {swapped[0]!r} of the names {list(names)} would be given to another output",
-                where="outputs",
-                hint="name outputs that the model returns, or rename all of them",
-            )
-    else:
-        parts = list(result) if isinstance(result, tuple | list) else [result]
-        found = {f"output_{place}": value for place, value in enumerate(parts)}
-    if names and len(names) != len(found):
-        raise InputRejected(
-            f"the model returns {len(found)} outputs {list(found)}, found {len(names)} names {list(names)}", where="outputs", hint="name every output"
-        )
-    return _tensors(dict(zip(names, found.values(), strict=True)) if names else found)
-
-
-def _tensors(found: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    _check_names("output", found)
-    for name, value in found.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputRejected(
-                f"output {name!r} is a {type(value).__name__}, not a tensor", where="outputs", hint="return tensors, or choose outputs by name"
-            )
-    return found
 
 
 def _apart(outputs: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -225,12 +158,10 @@ def _apart(outputs: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _samples(examples: Arrays) -> Iterator[dict[str, torch.Tensor]]:
+def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
     import torch
 
-    for row in range(len(next(iter(examples.values())))):
-        # A copy, because the arrays may be memory-mapped read-only and a model may write into its input.
-        yield {name: torch.from_numpy(np.array(column[row : row + 1])) for name, column in examples.items()}
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
 
 
 def _live_outputs(named: torch.nn.Module, samples: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
@@ -240,17 +171,7 @@ def _live_outputs(named: torch.nn.Module, samples: list[dict[str, torch.Tensor]]
     buffers = torch_faults.Buffers(named.model)  # after the first run, which may fill caches for good
     rows = [_run(named, sample) for sample in samples]
     buffers.check_unchanged()
-    for name, value in again.items():
-        if not np.allclose(value, rows[0][name], rtol=0, atol=_REPEAT_TOLERANCE * _largest(value), equal_nan=True):
-            raise InputRejected(
-                f"output {name!r} differs when the same sample runs twice", where="model", hint="remove randomness from the inference path"
-            )
-    return {name: np.concatenate([row[name] for row in rows]) for name in again}
-
-
-def _largest(value: np.ndarray) -> float:
-    finite = np.abs(value[np.isfinite(value)])
-    return float(finite.max()) if finite.size else 0.0
+    return recording.joined(again, rows)
 
 
 def _run(named: torch.nn.Module, sample: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -259,18 +180,14 @@ def _run(named: torch.nn.Module, sample: dict[str, torch.Tensor]) -> dict[str, n
     except CODE_ERRORS as error:
         shapes = ", ".join(f"{name} {list(value.shape)} {value.dtype}" for name, value in sample.items())
         raise StageFailed(f"the model raised {first_line(error)}", where=f"forward on {shapes}", hint="give samples the model accepts") from error
-    rows = {value.shape[0] for value in sample.values()}
-    for name, value in result.items():
-        if value.ndim < 1 or value.shape[0] not in rows:
-            given = "one sample" if rows == {1} else f"a batch of {max(rows)}"
-            raise InputRejected(f"output {name!r} of {given} has shape {list(value.shape)}", where="outputs", hint="return the batch as first axis")
+    recording.check_batch({name: value.shape for name, value in result.items()}, [value.shape[0] for value in sample.values()])
     return {name: value.numpy() for name, value in result.items()}
 
 
 def _run_both(named: torch.nn.Module, captured: Any, inputs: Arrays) -> dict[str, np.ndarray]:
     import torch
 
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+    tensors = _tensors(inputs)
     with torch.inference_mode():
         live = _run(named, {name: value.clone() for name, value in tensors.items()})
         try:
@@ -287,14 +204,11 @@ def _run_both(named: torch.nn.Module, captured: Any, inputs: Arrays) -> dict[str
 
 def _sample_of(examples: Arrays, free: variants.Axes) -> dict[str, torch.Tensor]:
     """What the program is captured for: one sample, but two of everything where a size is free, as a 1 would become a constant."""
-    import torch
-
     names = {size: examples[name].shape[axis] if axis else 2 for name, sizes in free.items() for axis, size in sizes.items()}
-    sample = variants.batch(examples, free, {size: max(2, length) for size, length in names.items()})
-    return {name: torch.from_numpy(np.array(value)) for name, value in sample.items()}
+    return _tensors(variants.batch(examples, free, {size: max(2, length) for size, length in names.items()}))
 
 
-def _export(named: torch.nn.Module, sample: dict[str, torch.Tensor], free: variants.Axes) -> bytes:
+def _export(named: torch.nn.Module, sample: dict[str, torch.Tensor], free: variants.Axes, bounds: variants.Bounds, out: Path) -> None:
     import torch
     from torch._export.error import ExportError, InternalError
     from torch._export.verifier import SpecViolationError
@@ -302,17 +216,16 @@ def _export(named: torch.nn.Module, sample: dict[str, torch.Tensor], free: varia
     try:
         # no_grad, not inference_mode: inference tensors cannot be saved for tracing.
         with torch.no_grad():
-            program = torch_sizes.export(named, sample, free)
+            program = torch_sizes.export(named, sample, free, bounds)
             _forget_origin(program, sample)
-            buffer = io.BytesIO()  # a file's name would become part of the archive's bytes
-            torch.export.save(program, buffer, extra_files={pt2.FREE_SIZES: json.dumps(free)} if free else None)
+            with out.open("wb") as file:  # not by its name, which would become part of the archive's bytes
+                torch.export.save(program, file, extra_files={pt2.FREE_SIZES: json.dumps(free)} if free else None)
     except (*CODE_ERRORS, ExportError, InternalError, SpecViolationError) as error:
         raise StageFailed(
             f"torch.export cannot capture the model: {first_line(error)}",
             where=type(named.model).__name__,
             hint="move data-dependent Python code out of forward, or write it with torch.where and torch.cond",
         ) from error
-    return buffer.getvalue()
 
 
 def _forget_origin(program: torch.export.ExportedProgram, sample: dict[str, torch.Tensor]) -> None:

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 # Weights of these types run on the CPU slowly or not at all, and every converter treats them in its own way.
 _OTHER_FLOATS = ("float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+_MOST_NOTES = 10
+_MOST_NAMES = 4
 
 
 def check_model(model: torch.nn.Module) -> None:
     """Looks at a model before it runs.
 
     Raises:
-        InputRejected: A part is in training mode, or a weight is not on the CPU or not float32.
+        InputRejected: A part is in training mode, or a weight is not on the CPU, not float32, or NaN.
     """
     where = type(model).__name__
     training = [name or "the model" for name, module in model.named_modules() if module.training]
@@ -33,6 +35,30 @@ def check_model(model: torch.nn.Module) -> None:
         name, dtype = odd[0]
         what = f"the model's weights are {dtype}, not float32 (first: {name}; {len(odd)} in all)"
         raise InputRejected(what, where=where, hint="call model.float() first; smaller number formats are made from the float32 model")
+    broken = next((name for name, tensor in model.named_parameters() if tensor.isnan().any()), None)
+    if broken is not None:
+        raise InputRejected(f"the model's weights hold NaN (first: {broken})", where=where, hint="load weights of a training that went well")
+
+
+def notes(model: torch.nn.Module) -> tuple[str, ...]:
+    """Returns what of a model stands in several places, a sentence each: a converted file may hold it once or several times."""
+    aliased = aliased_modules(model)
+    below = tuple(f"{name}." for names in aliased for name in names[1:])
+    tied = [[name for name in names if not name.startswith(below)] for names in tied_weights(model)]
+    said = [f"the layers {_listed(names)} are one and the same" for names in aliased]
+    said += [f"the weights {_listed(names)} are one tensor" for names in tied if len(names) > 1]
+    return (*said[:_MOST_NOTES], *([f"{len(said) - _MOST_NOTES} more layers or weights stand in several places"] if said[_MOST_NOTES:] else []))
+
+
+def aliased_modules(model: torch.nn.Module) -> list[list[str]]:
+    """Returns the names of modules with weights that are one and the same object, group by group; what is inside of one is not named."""
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if next(iter(module.parameters()), None) is not None:
+            groups[id(module)].append(name)
+    found = [names for names in groups.values() if len(names) > 1]
+    inside = tuple(f"{name}." for names in found for name in names)
+    return [names for names in found if not all(name.startswith(inside) for name in names)]
 
 
 def tied_weights(model: torch.nn.Module) -> list[list[str]]:
@@ -92,6 +118,12 @@ def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
 def _tensors(model: torch.nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _listed(names: list[str]) -> str:
+    first = names[:_MOST_NAMES]
+    more = f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else ""
+    return f"{', '.join(first)}{more}" if more else f"{', '.join(first[:-1])} and {first[-1]}"
 
 
 def _dtype(tensor: torch.Tensor) -> str:

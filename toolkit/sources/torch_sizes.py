@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import InputRejected
+from toolkit.sizes import FreeSize
 
 if TYPE_CHECKING:
     import torch
 
 Axes = Mapping[str, Mapping[int, str]]
+Limits = dict[str, dict[str, int]]
 
 # PyTorch says what it would have liked instead: ``size_1 = 8``, ``size_1 = Dim('size_1', max=512)``, ``size_1 = 4*_size_1``.
 _SUGGESTION = re.compile(r"^\s+(size_\d+) = (.+)$", re.MULTILINE)
@@ -26,18 +28,22 @@ _HINT = "compute that size from the input's shape in forward, or leave it fixed"
 _TRIES = 3
 
 
-def export(module: torch.nn.Module, sample: dict[str, torch.Tensor], free: Axes) -> torch.export.ExportedProgram:
+def export(
+    module: torch.nn.Module, sample: dict[str, torch.Tensor], free: Axes, bounds: Mapping[str, FreeSize] | None = None
+) -> torch.export.ExportedProgram:
     """Exports a module whose inputs have free sizes; equal names are equal sizes.
 
-    A limit that the model itself has, such as the length of its table of positions, becomes the program's.
+    Bounds become the program's. Where there are none, a limit that the model itself has, such as the length of its table of positions,
+    does.
 
     Args:
         module: Takes ``sample`` by keyword.
         sample: Inputs of sizes of which none is 1 where it is free: PyTorch takes a 1 for a constant.
         free: Names of the free sizes by input and axis.
+        bounds: The numbers between which they may lie, by name.
 
     Raises:
-        InputRejected: The model fixes a size, or ties it to another one or to multiples of a number.
+        InputRejected: The model fixes a size, ties it to another one or to multiples of a number, or has narrower limits than ``bounds``.
     """
     import torch
     from torch._dynamo.exc import UserError
@@ -45,7 +51,8 @@ def export(module: torch.nn.Module, sample: dict[str, torch.Tensor], free: Axes)
     if not free:
         return torch.export.export(module, (), kwargs=sample)
     dims = {name: f"size_{place}" for place, name in enumerate(dict.fromkeys(size for names in free.values() for size in names.values()))}
-    limits: dict[str, dict[str, int]] = {}
+    asked = {dims[name]: _asked(size) for name, size in (bounds or {}).items() if name in dims and size.is_bounded}
+    limits: Limits = {dim: dict(ends) for dim, ends in asked.items()}
     for _ in range(_TRIES):
         try:
             return torch.export.export(module, (), kwargs=sample, dynamic_shapes=_shapes(sample, free, dims, limits))
@@ -53,8 +60,27 @@ def export(module: torch.nn.Module, sample: dict[str, torch.Tensor], free: Axes)
             found = _limits(str(error), free, dims)
             if found is None:
                 raise _refusal(error, module, sample, free, dims, limits) from error
-            limits |= found
+            for dim, ends in found.items():
+                _keep_to(asked.get(dim, {}), ends, dim, free, dims)
+                limits[dim] = limits.get(dim, {}) | ends
     raise InputRejected("torch.export finds other limits of the free sizes each time", where="convert.dynamic", hint=_HINT)
+
+
+def _asked(size: FreeSize) -> dict[str, int]:
+    return ({"min": size.least} if size.least > 1 else {}) | ({"max": size.most} if size.most else {})
+
+
+def _keep_to(asked: Mapping[str, int], ends: Mapping[str, int], dim: str, free: Axes, dims: Mapping[str, str]) -> None:
+    """Refuses bounds that are wider than what the model takes; a program that is captured anew with fewer sizes would not be what was asked."""
+    names = {dim: name for name, dim in dims.items()}
+    for end, words, narrower, bound in (("max", "at most", min, "{name}<={size}"), ("min", "at least", max, "{size}<={name}")):
+        if end in asked and end in ends and narrower(asked[end], ends[end]) != asked[end]:
+            hint = f"write {bound.format(name=names[dim], size=ends[end])}"
+            raise InputRejected(f"the model takes {words} {ends[end]}, found the bound {asked[end]}", where=_place(names[dim], free), hint=hint)
+
+
+def _place(size: str, free: Axes) -> str:
+    return next(f"input {name!r}, axis {axis} ({size!r})" for name, sizes in free.items() for axis, called in sizes.items() if called == size)
 
 
 def _shapes(sample: Mapping[str, Any], free: Axes, dims: Mapping[str, str], limits: Mapping[str, dict[str, int]]) -> dict[str, Any]:
@@ -64,7 +90,7 @@ def _shapes(sample: Mapping[str, Any], free: Axes, dims: Mapping[str, str], limi
     return {name: {axis: made[size] for axis, size in free.get(name, {}).items()} or None for name in sample}
 
 
-def _limits(message: str, free: Axes, dims: Mapping[str, str]) -> dict[str, dict[str, int]] | None:
+def _limits(message: str, free: Axes, dims: Mapping[str, str]) -> Limits | None:
     """Returns the limits that PyTorch asks for, or ``None`` when it asks for anything else too."""
     suggestions = _SUGGESTION.findall(message)
     if not suggestions or not all(text.startswith("Dim(") for _, text in suggestions):
@@ -79,7 +105,7 @@ def _refusal(error: Exception, module: Any, sample: Any, free: Axes, dims: Mappi
         if text.startswith("Dim("):
             continue
         size = names[dim]
-        place = next(f"input {name!r}, axis {axis} ({size!r})" for name, sizes in free.items() for axis, called in sizes.items() if called == size)
+        place = _place(size, free)
         if text in names:
             hint = "give both the same name"
             return InputRejected(f"is always equal to the free size {names[text]!r} in this model", where=place, hint=hint)

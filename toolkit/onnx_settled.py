@@ -7,12 +7,13 @@ in every process. Here nodes are put in the order in which the outputs need them
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 # What tf2onnx and TensorFlow add to a name to make it unique: a counter, a memory address, a function's digest.
-_NUMBERED = re.compile(r"__\d+|(?<=[a-z])\d{9,}|function_[0-9a-f]{16}_\d+_")
+_NUMBERED = re.compile(r"__\d+|(?<=[a-z])\d{9,}|function_[0-9a-f]{16}_\d+_?")
 
 
 @contextmanager
@@ -35,8 +36,13 @@ def steady_merging() -> Iterator[None]:
 def settle(model: Any) -> None:
     """Orders the nodes and initializers of an ``onnx.ModelProto``, and of the graphs inside, and renames numbered nodes and tensors.
 
-    Names of inputs and outputs stay; so do those of nodes and tensors after a layer of the user's model.
+    Names of inputs and outputs stay; so do those of nodes and tensors after a layer of the user's model. The graph's note, which names
+    the file that it was made of, is dropped.
     """
+    model.graph.ClearField("doc_string")
+    for node in model.graph.node:
+        for inner in _graphs(node):
+            _part_outputs(inner)
     _order(model.graph)
     names = _Names({value.name for value in (*model.graph.input, *model.graph.output)})
     _collect(model.graph, names)
@@ -60,6 +66,40 @@ class _Names:
             chosen = f"{base}_{count}"
         self._used.add(chosen)
         self.new[name] = chosen
+
+
+def _part_outputs(graph: Any) -> None:
+    """Gives a value that is several outputs of a loop's body a copy for each but the first; tf2onnx makes any of them the copies."""
+    for node in graph.node:
+        for inner in _graphs(node):
+            _part_outputs(inner)
+    makers = {node.output[0]: node for node in graph.node if node.output}
+    source: dict[str, str] = {}
+    for name in makers:
+        found = name
+        while found in makers and makers[found].op_type == "Identity" and makers[found].input[0] in makers:
+            found = makers[found].input[0]
+        if found != name:
+            source[name] = found
+    for node in graph.node:
+        _read(node, source)
+    seen: Counter[str] = Counter()
+    for value in graph.output:
+        name = value.name = source.get(value.name, value.name)
+        seen[name] += 1
+        if seen[name] > 1:
+            value.name = f"{makers[name].name if name in makers else name}/copy_{seen[name]}"
+            graph.node.add(op_type="Identity", input=[name], output=[value.name], name=value.name)
+
+
+def _read(node: Any, source: Mapping[str, str]) -> None:
+    """Makes a node, and the graphs inside of it, read other tensors."""
+    node.input[:] = [source.get(name, name) for name in node.input]
+    for inner in _graphs(node):
+        for one in inner.node:
+            _read(one, source)
+        for value in inner.output:
+            value.name = source.get(value.name, value.name)
 
 
 def _order(graph: Any) -> None:
@@ -115,10 +155,12 @@ def _collect(graph: Any, names: _Names) -> None:
 
 def _rename(graph: Any, new: dict[str, str]) -> None:
     used = _Names(set())
-    graph.name = _NUMBERED.sub("", graph.name)
+    graph.name = _NUMBERED.sub("", graph.name) or "body"
     for node in graph.node:
         used.add(node.name)
         node.name = used.new.get(node.name, "")
+        if not node.domain:
+            node.ClearField("domain")  # written or left out, it means the same
         for names in (node.input, node.output):
             names[:] = [new.get(name, name) for name in names]
         for inner in _graphs(node):
