@@ -10,6 +10,7 @@ from toolkit.errors import InputRejected
 
 # A plain conversion of one into the other would give other pictures, without a word.
 _QUANTIZED = "give what the model takes: for integers round(real / scale) + zero point, with the file's own scale; or export it with float inputs"
+_RANDOM_SAMPLES = 16
 _CHUNK_BYTES = 16 << 20  # looked at together: columns may be memory-mapped and larger than memory
 
 
@@ -36,6 +37,17 @@ def check_columns(data: Dataset, signature: Signature) -> None:
         _check_shape(data.columns[name], spec, data.where)
         _check_dtype(data.columns[name], spec, data.where)
         _check_finite(data.columns[name], name, data.where)
+
+
+def random_samples(signature: Signature, seed: int = 0) -> Dataset:
+    """Makes samples from a signature alone: uniform 0..1 for floats, zero for whole numbers, 1 for free sizes."""
+    generator = np.random.default_rng(seed)
+    columns = {}
+    for spec in signature.inputs:
+        shape = (_RANDOM_SAMPLES, *(size if isinstance(size, int) else 1 for size in spec.shape[1:]))
+        floating = np.dtype(spec.dtype).kind == "f"
+        columns[spec.name] = (generator.random(shape) if floating else np.zeros(shape)).astype(spec.dtype)
+    return Dataset(columns, None, "random samples")
 
 
 def one_sample(data: Dataset, row: int, signature: Signature) -> dict[str, np.ndarray]:

@@ -82,7 +82,8 @@ class ForkServer:
 
     def stop(self) -> None:
         """Ends the server and all of its children."""
-        self._server.hang_up(2)
+        if self._ready.is_set():  # before that it has no children, and does not listen
+            self._server.hang_up(2)
         self._server.end()
         with self._reading:
             self._output = self._read_output()

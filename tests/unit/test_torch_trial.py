@@ -1,4 +1,4 @@
-"""One operator of each kind is tried: what is well needs no splitting, what is not is not called well, and the program stays as it is."""
+"""One operator of each kind is tried: what it finds is what the split program has, and the program stays as it is."""
 
 import pytest
 
@@ -30,8 +30,20 @@ def basics(program):
     return {torch_programs.base_name(node.target) for node in torch_programs.calls(program.run_decompositions())} | {"empty"}
 
 
+def found(program, known, whole=(), splits=None):
+    """What has no kernel where ``known`` have one; ``splits`` gets the programs that were split for it."""
+    table = torch.export.default_decompositions()
+
+    def split(one):
+        if splits is not None:
+            splits.append(one)
+        return one.run_decompositions(table)
+
+    return torch_trial.obstacles(program, split, table, lambda operator: torch_programs.base_name(operator) in known, "lacks", whole=whole)
+
+
 def settled(program, known):
-    return torch_trial.is_settled(program, torch.export.default_decompositions(), lambda operator: torch_programs.base_name(operator) in known)
+    return not found(program, known)
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -45,10 +57,20 @@ def test_it_agrees_with_the_split_program_about_every_operator(free):
     assert (str(program.graph), dict(program.range_constraints)) == (before, ranges)
 
 
-def test_what_fails_when_tried_alone_is_left_to_the_split():
-    assert not settled(captured(last=torch.special.bessel_j0), basics(captured()))
-    unique = captured(last=lambda x: torch.unique(x.sum()) + 1)  # its sizes depend on values
-    assert not settled(unique, basics(captured()))
+@pytest.mark.parametrize("last", [torch.special.bessel_j0, lambda x: torch.linalg.inv(x.mT @ x), lambda x: torch.sort(x)[0].sort(0)[0]])
+def test_what_it_finds_is_what_the_split_program_has(last):
+    program = captured(last=last)
+    known, splits = basics(captured()), []
+    whole = torch_programs.obstacles(program.run_decompositions(), lambda operator: torch_programs.base_name(operator) in known, "lacks")
+    assert whole and found(program, known, splits=splits) == whole
+    assert splits and program not in splits, "one operator was split, not the program"
+
+
+def test_what_cannot_be_tried_alone_is_left_to_the_split():
+    program = captured(last=lambda x: torch.unique(x.sum()) + 1)  # its sizes depend on values
+    splits = []
+    assert [one.operator for one in found(program, basics(captured()) - {"_unique2"}, splits=splits)]
+    assert splits
 
 
 def test_an_operator_that_a_route_takes_whole_is_not_tried():
@@ -56,8 +78,7 @@ def test_an_operator_that_a_route_takes_whole_is_not_tried():
     known = basics(program) - {"convolution"}
     assert not settled(program, known)
     whole = [torch.ops.aten.conv2d.default]
-    table = torch.export.default_decompositions()
-    assert torch_trial.is_settled(program, table, lambda operator: torch_programs.base_name(operator) in known, whole)
+    assert not found(program, known, whole)
 
 
 def test_notes_of_the_capture_are_no_operators():

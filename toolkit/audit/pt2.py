@@ -53,6 +53,7 @@ class Pt2Reader:
     name = "pt2"
     version = 1
     modules = ("torch",)
+    preload = pt2.PRELOAD
     distributions = ("torch",)
     extra = "edgekit[torch]"
     format = "pt2"

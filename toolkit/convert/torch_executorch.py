@@ -154,8 +154,8 @@ def _obstacles(program: torch.export.ExportedProgram) -> list[Obstacle]:
     whole, _ = XnnpackPartitioner().ops_to_not_decompose(program)
     table = {operator: rule for operator, rule in _default_decomposition_table().items() if operator not in whole}
     volumes, has_kernel = torch_programs.volume_obstacles(program, _NO_KERNEL, strided=False), _has_kernel()
-    if not volumes and torch_trial.is_settled(program, table, has_kernel, whole):
-        return []
+    if not volumes:
+        return torch_trial.obstacles(program, lambda one: _split(one, table), table, has_kernel, _NO_KERNEL, whole=whole)
     split = _split(program, table)
     return torch_programs.obstacles(split, has_kernel, _NO_KERNEL) + torch_programs.volume_obstacles(split, _NO_KERNEL, strided=False)
 

@@ -117,8 +117,8 @@ def _obstacles(program: torch.export.ExportedProgram) -> list[Obstacle]:
 
     tables = (fx_infra.decomp.pre_convert_decomp(), fx_infra.decomp.pre_lower_decomp())
     volumes = torch_programs.volume_obstacles(program, _NO_KERNEL, strided=True)
-    if not volumes and torch_trial.is_settled(program, {**tables[0], **tables[1]}, _has_kernel):
-        return []
+    if not volumes:
+        return torch_trial.obstacles(program, lambda one: _split(one, tables), {**tables[0], **tables[1]}, _has_kernel, _NO_KERNEL)
     split = _split(program, tables)
     return torch_programs.obstacles(split, _has_kernel, _NO_KERNEL) + torch_programs.volume_obstacles(split, _NO_KERNEL, strided=True)
 

@@ -218,10 +218,11 @@ def _untranslated(program: torch.export.ExportedProgram) -> list[Obstacle]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = _decomp.create_onnx_friendly_decomposition_table(known)
-            if torch_trial.is_settled(program, table, registry.is_registered, whole=known):
-                return []
-            split = program.run_decompositions(table)
-        return torch_programs.obstacles(split, lambda operator: registry.is_registered(operator) or _asserts(operator), _NO_COUNTERPART)
+
+            def has_counterpart(operator: Any) -> bool:
+                return bool(registry.is_registered(operator)) or _asserts(operator)
+
+            return torch_trial.obstacles(program, lambda one: one.run_decompositions(table), table, has_counterpart, _NO_COUNTERPART, whole=known)
     except CODE_ERRORS:
         return []
 

@@ -140,12 +140,12 @@ def obstacles(program: torch.export.ExportedProgram, supported: Callable[[Any], 
         supported: Whether the route can convert an operator.
         reason: What is wrong with the others, as a part of a sentence.
     """
-    found = [
-        Obstacle(str(node.target), user_layer(node), reason, _HINTS.get(base_name(node.target), _ELEMENTARY))
-        for node in calls(program)
-        if not supported(node.target)
-    ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(obstacle(node.target, node, reason) for node in calls(program) if not supported(node.target)))
+
+
+def obstacle(operator: Any, node: torch.fx.Node, reason: str) -> Obstacle:
+    """Returns an operator as an obstacle in the layer of a node."""
+    return Obstacle(str(operator), user_layer(node), reason, _HINTS.get(base_name(operator), _ELEMENTARY))
 
 
 def hint(operators: Iterable[str]) -> str:

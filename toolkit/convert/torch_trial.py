@@ -1,4 +1,4 @@
-"""Whether everything that a program is split into has a kernel, asked of one operator of each kind instead of the whole program.
+"""What of a program has no kernel, asked of one operator of each kind instead of the whole program.
 
 Splitting a program takes as long as a part of its conversion. Its operators repeat, though: a network of hundreds of convolutions has a
 handful of kinds. So each kind is executed once on tensors without data, and what PyTorch calls below it is noted.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.convert import torch_programs
 from toolkit.factory import CODE_ERRORS
+from toolkit.plugins import Obstacle
 
 if TYPE_CHECKING:
     import torch
@@ -20,25 +21,75 @@ NOTES = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_cons
 # Other looks at the same values, which every conversion has or drops.
 _VIEWS = {"view", "_unsafe_view", "reshape", "alias", "detach", "lift_fresh_copy"}
 
+Table = Mapping[Any, Callable[..., Any]]
+Split = Callable[["torch.export.ExportedProgram"], "torch.export.ExportedProgram"]
 
-def is_settled(
-    program: torch.export.ExportedProgram, table: Mapping[Any, Callable[..., Any]], supported: Callable[[Any], bool], whole: Container[Any] = ()
-) -> bool:
-    """Whether a route converts every operator of a program, as far as one of each kind can tell.
 
-    The program is not changed. ``False`` means that it must be split to know: an operator has no kernel, or cannot be tried alone.
+def obstacles(
+    program: torch.export.ExportedProgram,
+    split: Split,
+    table: Table,
+    supported: Callable[[Any], bool],
+    reason: str,
+    *,
+    whole: Container[Any] = (),
+) -> list[Obstacle]:
+    """Returns the operators that a route cannot convert, as :func:`torch_programs.obstacles` of the split program does, but sooner.
+
+    What fails when it is tried is split on its own, as a program of one operator; all of the program is only where that cannot be done.
+    The program is not changed.
 
     Args:
         program: The program as it was captured.
+        split: Splits a program as the route does.
         table: The route's decompositions, by operator.
         supported: Whether the route can convert an operator of a split program.
+        reason: What is wrong with the others, as a part of a sentence.
         whole: Operators that the route takes as they are although the table, or PyTorch itself, splits them.
     """
+    suspects = _suspects(program, table, supported, whole)
+    lacking: dict[Any, list[Any]] = {}
+    for kind, node in suspects.items():
+        alone = _alone(node)
+        if alone is None:
+            return torch_programs.obstacles(split(program), supported, reason)
+        lacking[kind] = [one.target for one in torch_programs.calls(split(alone)) if not supported(one.target)]
+    nodes = torch_programs.calls(program) if any(lacking.values()) else ()
+    found = [torch_programs.obstacle(operator, node, reason) for node in nodes for operator in lacking.get(_kind(node), ())]
+    return list(dict.fromkeys(found))
+
+
+def _suspects(
+    program: torch.export.ExportedProgram, table: Table, supported: Callable[[Any], bool], whole: Container[Any]
+) -> dict[Any, torch.fx.Node]:
+    """One operator of each kind that has no kernel, or cannot be tried."""
     kinds: dict[Any, torch.fx.Node] = {}
     for node in torch_programs.calls(program):
         if node.target not in whole and torch_programs.plain_name(node.target) not in NOTES | _VIEWS and not _stays(node.target, table, supported):
             kinds.setdefault(_kind(node), node)
-    return all(_is_supported(node, table, supported) for node in kinds.values())
+    return {kind: node for kind, node in kinds.items() if not _is_supported(node, table, supported)}
+
+
+def _alone(node: torch.fx.Node) -> torch.export.ExportedProgram | None:
+    """A program of one operator, on zeros of the sizes that it has in its own; ``None`` where PyTorch cannot capture that."""
+    import torch
+
+    operator = _functional(node.target)
+
+    class Alone(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+        def forward(self, *tensors: torch.Tensor) -> Any:
+            left = iter(tensors)
+            args, kwargs = _mapped(given, lambda one: next(left) if isinstance(one, torch.Tensor) else one)
+            return operator(*args, **kwargs)
+
+    tensors: list[torch.Tensor] = []
+    try:
+        given = _mapped((node.args, dict(node.kwargs)), _blank)
+        _mapped(given, lambda one: tensors.append(torch.zeros_like(one)) if isinstance(one, torch.Tensor) else None)
+        with torch.no_grad():
+            return torch.export.export(Alone(), tuple(tensors))
+    except CODE_ERRORS:
+        return None
 
 
 def _stays(operator: Any, table: Container[Any], supported: Callable[[Any], bool]) -> bool:
@@ -73,7 +124,7 @@ def _rank(value: Any) -> Any:
     return value if isinstance(value, bool | str | torch.dtype | None) else type(value)
 
 
-def _is_supported(node: torch.fx.Node, table: Mapping[Any, Callable[..., Any]], supported: Callable[[Any], bool]) -> bool:
+def _is_supported(node: torch.fx.Node, table: Table, supported: Callable[[Any], bool]) -> bool:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
@@ -100,7 +151,7 @@ def _size(value: Any) -> int:
     return value if isinstance(value, int) else int(value.node.hint)
 
 
-def _calls_below(operator: Any, args: Any, kwargs: Any, table: Mapping[Any, Callable[..., Any]]) -> set[Any]:
+def _calls_below(operator: Any, args: Any, kwargs: Any, table: Table) -> set[Any]:
     """Executes an operator and returns those that neither PyTorch nor the table splits any more."""
     from torch._dispatch.python import enable_python_dispatcher
     from torch.utils._python_dispatch import TorchDispatchMode

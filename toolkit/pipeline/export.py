@@ -31,9 +31,8 @@ from toolkit.pipeline.single import (
     check_bytes,
     check_name,
     on_disk,
-    open_model,
     output_path,
-    random_samples,
+    read_manifest,
     run_steps,
 )
 from toolkit.pipeline.steps import Step, model_file
@@ -221,8 +220,8 @@ def _from_file(file: Path, samples: Samples | None, wanted: _Wanted) -> Artifact
     converting = wanted.convert(of_source(source_format))
     name = wanted.name or file.resolve().name.split(".")[0]
     out = wanted.path(name, file)
-    given = samples if samples is not None else random_samples(open_model(file, wanted.store, workers=wanted.workers)[1].signature)
-    with on_disk(given) as path:
+    read_manifest(file)  # which must fit, where there is one
+    with on_disk(samples) if samples is not None else nullcontext() as path:
         source = origins.from_file(file, source_format, wanted.parity, wanted.conversion, path, wanted.output_names)
         results = wanted.run([source, *converting])
     evidence = {**deliver.source_evidence(results["source"].facts), "parity_inputs": "real samples" if samples is not None else "random"}

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from toolkit import environment, plugins, resources
 from toolkit.artifact import Artifact
+from toolkit.columns import random_samples
 from toolkit.config import Metrics, Target, Task, Timing, check_metrics, make_budgets
 from toolkit.errors import ConfigError
 from toolkit.evidence import Benchmark, Evaluation, Report
@@ -21,7 +22,7 @@ from toolkit.pipeline import measuring
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.rows import accuracy_records, benchmark_notes, curve_records, machine_records, make_row, read_outcomes, refuse_unmeasured
-from toolkit.pipeline.single import Samples, on_disk, open_model, random_samples, run_steps, runtime_of
+from toolkit.pipeline.single import Samples, on_disk, open_model, run_steps, runtime_of
 from toolkit.pipeline.steps import Need, Step
 from toolkit.store import Store
 

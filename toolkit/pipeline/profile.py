@@ -6,12 +6,13 @@ from pathlib import Path
 
 from toolkit import plugins, resources
 from toolkit.artifact import Artifact
+from toolkit.columns import random_samples
 from toolkit.config import Target
 from toolkit.errors import ConfigError
 from toolkit.evidence import Profile
 from toolkit.figures import OperatorTime
 from toolkit.pipeline.listener import Listener
-from toolkit.pipeline.single import Samples, on_disk, open_model, random_samples, run_steps, runtime_of
+from toolkit.pipeline.single import Samples, on_disk, open_model, run_steps, runtime_of
 from toolkit.pipeline.steps import Step
 from toolkit.store import Store
 

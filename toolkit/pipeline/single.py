@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from toolkit import intake, modelfile, plugins
-from toolkit.artifact import Artifact, Manifest, Signature
+from toolkit.artifact import Artifact, Manifest
 from toolkit.config import Target
 from toolkit.contents import Contents
 from toolkit.dataset import LABEL, Dataset, as_label
@@ -27,7 +27,6 @@ from toolkit.store import Store
 from toolkit.worker import Workers
 
 Samples = str | Path | Dataset | Mapping[str, Any]
-_RANDOM_SAMPLES = 16
 
 
 def run_steps(
@@ -159,17 +158,6 @@ def as_array(value: Any) -> np.ndarray:
     if array.dtype.kind == "O":
         raise InputRejected("holds Python objects, expected numbers", where="samples", hint="give arrays of one shape and a numeric dtype")
     return array
-
-
-def random_samples(signature: Signature, seed: int = 0) -> Dataset:
-    """Makes samples from a signature alone: uniform 0..1 for floats, zero for whole numbers, 1 for free sizes."""
-    generator = np.random.default_rng(seed)
-    columns = {}
-    for spec in signature.inputs:
-        shape = (_RANDOM_SAMPLES, *(size if isinstance(size, int) else 1 for size in spec.shape[1:]))
-        floating = np.dtype(spec.dtype).kind == "f"
-        columns[spec.name] = (generator.random(shape) if floating else np.zeros(shape)).astype(spec.dtype)
-    return Dataset(columns, None, "random samples")
 
 
 def check_name(name: str | None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from toolkit import dataset, intake, modelfile, plugins
 from toolkit.artifact import Signature, TensorSpec
-from toolkit.columns import check_columns, one_sample
+from toolkit.columns import check_columns, one_sample, random_samples
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, ToolkitError
 from toolkit.factory import load_factory
@@ -30,11 +30,12 @@ def run(job: Job) -> Facts:
     """Captures a model that the user's factory or a collection builds, or takes a model file as it is.
 
     Args:
-        job: With option ``file``: inputs ``model`` and ``data``, options ``format`` and ``runtime``. With option ``collection``:
-            options ``model`` (its name there; after an input ``model``, a folder, only its part), ``weights`` and ``task``, inputs
-            ``data`` where there are samples and ``weights`` where they are a file. Otherwise: inputs ``project``, ``data`` and
-            perhaps ``weights`` (``.safetensors``), options ``factory`` and perhaps ``framework``. ``data`` is a folder or file of
-            samples. All kinds: options ``samples``, how many of them are recorded, and perhaps ``outputs`` and ``dynamic``.
+        job: With option ``file``: inputs ``model`` and perhaps ``data`` (random samples otherwise), options ``format`` and ``runtime``.
+            With option ``collection``: options ``model`` (its name there; after an input ``model``, a folder, only its part),
+            ``weights`` and ``task``, inputs ``data`` where there are samples and ``weights`` where they are a file. Otherwise: inputs
+            ``project``, ``data`` and perhaps ``weights`` (``.safetensors``), options ``factory`` and perhaps ``framework``. ``data``
+            is a folder or file of samples. All kinds: options ``samples``, how many of them are recorded, and perhaps ``outputs`` and
+            ``dynamic``.
 
     Returns:
         ``format``, ``signature``, ``output`` (name of the first output in the source's own order, which later formats need not
@@ -52,8 +53,7 @@ def run(job: Job) -> Facts:
     """
     if job.options.get("collection"):
         return _take_name(job)
-    samples = _samples(job)
-    return _take_file(job, samples) if job.options.get("file") else _take_factory(job, samples)
+    return _take_file(job) if job.options.get("file") else _take_factory(job, _samples(job))
 
 
 def _samples(job: Job) -> Dataset:
@@ -164,14 +164,16 @@ def _check_varied(outputs: Path, model: str) -> None:
         raise InputRejected("all made up examples have the same outputs, so that they show nothing", where=model or "examples", hint=hint)
 
 
-def _take_file(job: Job, samples: Dataset) -> Facts:
+def _take_file(job: Job) -> Facts:
+    given = _samples(job) if "data" in job.inputs else None
     model, runtime = job.inputs["model"], plugins.get("runtimes", job.options["runtime"])
     plugins.require(runtime)
     format = intake.check_model(model, job.options.get("format"))
     out = job.out / f"model.{format}"
     modelfile.copy(model, out)
     with _named_as(model, out):
-        session = _open(runtime, out, samples)
+        session = _open(runtime, out, given)
+        samples = random_samples(session.signature) if given is None else given
         check_columns(samples, session.signature)
     columns = {spec.name: samples.columns[spec.name].astype(np.dtype(spec.dtype)) for spec in session.signature.inputs}
     expected = _run_one_by_one(job, session, samples)
@@ -195,9 +197,9 @@ def _named_as(model: Path, copy: Path) -> Iterator[None]:
         raise
 
 
-def _open(runtime: Any, model: Path, samples: Dataset) -> Any:
+def _open(runtime: Any, model: Path, samples: Dataset | None) -> Any:
     """Opens a file; a runtime of a format that does not say what it takes has ``open_with``, which learns it from samples."""
-    if hasattr(runtime, "open_with"):
+    if samples is not None and hasattr(runtime, "open_with"):
         return runtime.open_with(model, threads=1, examples={name: column[:1] for name, column in samples.columns.items()})
     return runtime.open(model, threads=1)
 
