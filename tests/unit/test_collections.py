@@ -103,6 +103,28 @@ def test_pictures_have_the_size_of_the_models_own_transform():
     assert (built.outputs, built.task) == (("out",), "image-segmentation")
 
 
+def test_the_head_of_a_detector_and_suppression_outside_are_the_detector():
+    torch = pytest.importorskip("torch")
+    torchvision = pytest.importorskip("torchvision")
+    built = build("torchvision:ssdlite320_mobilenet_v3_large#head")
+    assert (built.outputs, built.task) == (("boxes", "scores"), "object-detection")
+    assert built.examples["image"].shape == (2, 3, 320, 320)
+    detector = torchvision.models.get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None).eval()
+    detector.backbone, detector.head = built.model.backbone, built.model.classifier
+    detector.score_thresh, detector.topk_candidates, detector.detections_per_img = 0.03, 10**6, 10**6
+    pictures = torch.from_numpy(built.examples["image"]).double()  # in float32 some scores are so alike that their order is chance
+    with torch.no_grad():
+        whole, head = detector.double()(list(pictures)), built.model.double()(pictures)
+    for boxes, scores, expected in zip(head["boxes"], head["scores"], whole, strict=True):
+        boxes = boxes.clamp(0, 320)
+        anchor, label = (scores[:, 1:] > 0.03).nonzero().T
+        found, sure = boxes[anchor], scores[anchor, label + 1]
+        kept = torchvision.ops.batched_nms(found, sure, label, detector.nms_thresh)
+        assert len(kept) == len(expected["boxes"]) > 5
+        torch.testing.assert_close(sure[kept], expected["scores"])
+        torch.testing.assert_close(found[kept], expected["boxes"], rtol=0, atol=1e-3)
+
+
 def test_a_file_of_weights_is_loaded_and_must_fit(tmp_path):
     torch = pytest.importorskip("torch")
     from toolkit.weights import save_weights
@@ -127,7 +149,10 @@ def test_a_file_of_weights_is_loaded_and_must_fit(tmp_path):
         ("torchvision:squeezenet1_1", {"weights": "weights.pth"}, ConfigError, "no weights 'weights.pth'", ".safetensors"),
         ("torchvision:squeezenet1_1", {"task": "text-classification"}, ConfigError, "does image-classification", "image-classification"),
         ("torchvision:squeezenet1", {}, ConfigError, "no model 'squeezenet1'", "squeezenet1_"),
-        ("torchvision:ssdlite320_mobilenet_v3_large", {}, ConfigError, "non-maximum suppression", "outside of the graph"),
+        ("torchvision:ssdlite320_mobilenet_v3_large", {}, ConfigError, "non-maximum suppression", "ssdlite320_mobilenet_v3_large#head"),
+        ("torchvision:fcos_resnet50_fpn", {}, ConfigError, "non-maximum suppression", "outside of the graph"),
+        ("torchvision:fcos_resnet50_fpn#head", {}, ConfigError, "has no part 'head'", "leave out what stands after #"),
+        ("torchvision:ssd300_vgg16#tail", {}, ConfigError, "has no part 'tail'", "leave out what stands after #"),
         ("timm:lcnet_035", {"weights": "DEFAULT"}, ConfigError, "timm has no weights of lcnet_035", "random"),
         ("timm:lcnet_050", {"weights": "DEFAULT"}, SetupError, "huggingface.co cannot be reached", "model.safetensors"),
         ("timm:lcnet_050.nobody_in1k", {}, ConfigError, "no weights 'nobody_in1k'", "ra2_in1k"),

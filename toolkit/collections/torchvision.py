@@ -1,7 +1,7 @@
-"""Torchvision's classification and segmentation models, by name: ``torchvision:mobilenet_v2``.
+"""Torchvision's models, by name: ``torchvision:mobilenet_v2``; of SSD detectors the head: ``torchvision:ssdlite320_mobilenet_v3_large#head``.
 
-Detection models are left out: they end in non-maximum suppression, whose number of boxes depends on the picture, and no route
-gives that a fixed shape.
+Whole detectors are left out: they end in non-maximum suppression, whose number of boxes depends on the picture, and no route gives that
+a fixed shape.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from toolkit.collections import detection
 from toolkit.collections.examples import RANDOM_WEIGHTS, SAMPLES, images, is_weights_file, online, seeded, settle
 from toolkit.errors import ConfigError, InputRejected, SetupError
 from toolkit.factory import CODE_ERRORS, first_line
@@ -17,7 +20,7 @@ from toolkit.mistakes import nearest
 from toolkit.plugins import Built, Collection
 from toolkit.weights import load_weights
 
-_CLASSIFICATION, _SEGMENTATION = "image-classification", "image-segmentation"
+_CLASSIFICATION, _SEGMENTATION, _BOXES = "image-classification", "image-segmentation", "object-detection"
 _DETECTION = (
     "is a detection model, which ends in non-maximum suppression: its number of boxes depends on the picture, and the formats here have fixed shapes"
 )
@@ -30,7 +33,7 @@ class Torchvision:
     """Builds models of ``torchvision.models`` with random weights, torchvision's own, or those of a file."""
 
     name = "torchvision"
-    version = 1
+    version = 2
     framework = "torch"
     modules: tuple[str, ...] = ("torch", "torchvision")
     distributions: tuple[str, ...] = ("torch", "torchvision")
@@ -40,9 +43,9 @@ class Torchvision:
         """Builds a model; see :meth:`toolkit.plugins.Collection.build`.
 
         Args:
-            model: Name in ``torchvision.models``.
+            model: Name in ``torchvision.models``; ``#head`` after it takes an SSD detector without its non-maximum suppression.
             weights: ``DEFAULT`` or another of torchvision's names; a ``.safetensors`` file; ``None`` for random weights of seed 0.
-            task: ``image-classification`` or ``image-segmentation``; must be what the model does.
+            task: ``image-classification``, ``image-segmentation`` or ``object-detection``; must be what the model does.
 
         Raises:
             ConfigError: There are no such models or weights, or the model does another task.
@@ -52,17 +55,20 @@ class Torchvision:
         does = _task_of(model)
         if task not in (None, does):
             raise ConfigError(f"{model!r} does {does}, not {task}", where="model.task", hint=f"write {does}, or leave the task out")
-        entry = _entry(model, weights)
+        name = model.partition("#")[0]
+        entry = _entry(name, weights)
         with seeded():
-            built = _construct(model, does)
-            size = getattr(built, "image_size", None) or _size(entry)
+            built = _construct(name, does)
+            size = detection.image_size(built) if does == _BOXES else getattr(built, "image_size", None) or _size(entry)
             pictures = images(3, size, size, SAMPLES if does == _CLASSIFICATION else _FEW)
-            if weights is None:
+            if weights is None and does != _BOXES:
                 settle(built.eval(), pictures)
         if is_weights_file(weights):
             load_weights(built, Path(str(weights)))
         elif weights is not None:
-            _load(built, entry, model)
+            _load(built, entry, name)
+        if does == _BOXES:
+            return _detector(built, pictures, entry, weights)
         labels = tuple(str(label) for label in entry.meta.get("categories", ())) if weights and not is_weights_file(weights) else ()
         outputs = ("logits",) if does == _CLASSIFICATION else ("out",)
         notes = (RANDOM_WEIGHTS,) if weights is None else ()
@@ -72,15 +78,32 @@ class Torchvision:
 COLLECTION: Collection = Torchvision()
 
 
+def _detector(built: Any, pictures: np.ndarray, entry: Any, weights: str | None) -> Built:
+    """An SSD detector up to its boxes and scores. Its own normalization is part of it, so pictures are 0..1."""
+    head, colours = detection.head_of(built), np.clip(0.5 + 0.25 * pictures, 0, 1).astype(np.float32)
+    if weights is None:
+        settle(head, colours)
+    labels = tuple(str(label) for label in entry.meta.get("categories", ())) if weights and not is_weights_file(weights) else ()
+    notes = (detection.NOTE, *((RANDOM_WEIGHTS,) if weights is None else ()))
+    return Built(head, {"image": colours}, detection.OUTPUTS, _BOXES, labels, notes)
+
+
 def _task_of(model: str) -> str:
     from torchvision import models
 
+    name, mark, part = model.partition("#")
+    if mark:
+        if part == detection.HEAD and detection.has_head(name) and name in models.list_models(module=models.detection):
+            return _BOXES
+        hint = "leave out what stands after #"
+        raise ConfigError(f"{name!r} has no part {part!r}; #{detection.HEAD} is for SSD detectors", where="torchvision", hint=hint)
     if model in models.list_models(module=models):
         return _CLASSIFICATION
     if model in models.list_models(module=models.segmentation):
         return _SEGMENTATION
     if model in models.list_models(module=models.detection):
-        raise ConfigError(f"{model!r} {_DETECTION}", where="torchvision", hint=_DETECTION_HINT)
+        hint = f"name its head: torchvision:{model}#{detection.HEAD}" if detection.has_head(model) else _DETECTION_HINT
+        raise ConfigError(f"{model!r} {_DETECTION}", where="torchvision", hint=hint)
     known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
     raise ConfigError(f"torchvision has no model {model!r} for classification or segmentation", where="torchvision", hint=nearest(model, known))
 
@@ -103,6 +126,8 @@ def _entry(model: str, weights: str | None) -> Any:
 def _construct(model: str, task: str) -> Any:
     from torchvision import models
 
+    if task == _BOXES:
+        return models.get_model(model, weights=None, weights_backbone=None)
     if task == _SEGMENTATION:
         options = {} if model.startswith("lraspp") else {"aux_loss": True}  # the weights that torchvision has are of that form
         return models.get_model(model, weights=None, weights_backbone=None, **options)
