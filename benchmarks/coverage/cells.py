@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ class Side:
         reason: Why not, for people.
         seconds: Time until the file was there.
         whole_seconds: Time of the whole call, with the checks of the file.
-        start_seconds: Part of both that a process with the framework needs to start, measured on its own.
+        start_seconds: Part of both that a process with the framework needs to start, measured on its own: median over the model's formats.
         sqnr_db: Lowest over all outputs.
         size_mb: Size of the file.
         latency_ms: Median of one inference on one thread.
@@ -117,6 +118,9 @@ def run_model(model: Model, formats: Sequence[str], jobs: int = 2) -> list[Cell]
             found = {call.name(format): (call.side_of(format), call.folder / format / f"model.{format}") for call in calls if format in call.formats}
             _measure(model, format, found, Path(scratch))
             cells.append(Cell(model.name, format, found["ours"][0], found[peers[format]][0] if format in peers else None))
+        start_seconds = statistics.median(cell.ours.start_seconds for cell in cells)
+        for cell in cells:
+            cell.ours.start_seconds = start_seconds
         return cells
 
 
