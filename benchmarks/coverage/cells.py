@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coverage.child import LIMIT_SECONDS, PEERS
+from benchmarks.coverage.child import FORKED, LIMIT_SECONDS, PEERS
 from benchmarks.coverage.models import Model
 from benchmarks.figures import ROOT
 
@@ -108,8 +108,7 @@ def run_model(model: Model, formats: Sequence[str], jobs: int = 2) -> list[Cell]
     peers = {format: PEERS[model.framework, format] for format in formats if (model.framework, format) in PEERS}
     with tempfile.TemporaryDirectory(prefix="edgekit-coverage-") as scratch:
         calls = [_Call(model, Path(scratch) / "ours", "ours", tuple(formats))]
-        # Only what has not started threads of its own can be forked: TensorFlow and JAX have.
-        parts = [tuple(peers)] if model.framework == "torch" else [(format,) for format in peers]
+        parts = [tuple(peers)] if model.framework in FORKED else [(format,) for format in peers]
         calls += [_Call(model, Path(scratch) / f"bare{number}", "bare", part) for number, part in enumerate(parts)]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(_Call.run, calls))

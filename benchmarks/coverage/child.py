@@ -1,7 +1,8 @@
 """One model by one side, in a process of its own: ``python -m benchmarks.coverage.child SIDE MODEL FOLDER FORMAT ...``.
 
 ``ours`` is ``toolkit.export`` on the live model, once for each format. ``bare`` is one library call a format, as its documentation shows
-it, each in a fork: what one library leaves behind in a process must not decide how the next one fares. Both write what the live model
+it, each in a fork: what one library leaves behind in a process must not decide how the next one fares. TensorFlow and JAX have threads of
+their own and cannot be forked; they get a process for each format. Both write what the live model
 computes, and for each format ``FORMAT/model.FORMAT`` and ``FORMAT/cell.json`` with how long it took.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 
 Convert = Callable[[Any, dict[str, np.ndarray], Path], None]
 LIMIT_SECONDS = 900
+FORKED = {"torch"}
 
 
 def main(side: str, name: str, folder: Path, formats: list[str]) -> None:
@@ -37,8 +39,10 @@ def main(side: str, name: str, folder: Path, formats: list[str]) -> None:
         if side == "ours":
             start_seconds = _start_seconds(wanted.framework)
             _write(folder / format, {**_ours(model, inputs, format, folder / format), "start_seconds": start_seconds})
-        else:
+        elif wanted.framework in FORKED:
             _forked(_bare, PEERS[wanted.framework, format], model, inputs, format, folder / format)
+        else:
+            _bare(PEERS[wanted.framework, format], model, inputs, format, folder / format)
 
 
 def _write(folder: Path, facts: dict[str, Any]) -> None:
