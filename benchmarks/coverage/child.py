@@ -228,7 +228,9 @@ def _jax_litert(model: Any, inputs: dict[str, np.ndarray], out: Path) -> None:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
-    function = tf.function(jax2tf.convert(model), autograph=False, input_signature=[tf.TensorSpec(v.shape, v.dtype) for v in inputs.values()])
+    function = tf.function(
+        jax2tf.convert(lambda *given: model(*given)), autograph=False, input_signature=[tf.TensorSpec(v.shape, v.dtype) for v in inputs.values()]
+    )
     out.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], function).convert())
 
 
