@@ -140,7 +140,7 @@ def test_a_bare_checkout_has_exactly_the_entry_points_of_the_project_file(monkey
         assert list(plugins.discover(group)) == sorted(declared[f"edgekit.{group}"])
         for name, plugin in plugins.discover(group).items():
             module, _, attribute = declared[f"edgekit.{group}"][name].partition(":")
-            assert getattr(import_module(module), attribute) is plugin
+            assert type(plugin).__module__.startswith("toolkit.") and getattr(import_module(module), attribute) is plugin
 
 
 def test_our_own_plugins_are_asked_before_others_and_ready_ones_before_both(install):

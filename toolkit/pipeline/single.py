@@ -44,13 +44,12 @@ def run_steps(
     return results
 
 
-def open_model(model: Artifact | str | Path, store: Store | None = None, *, workers: Workers | None = None) -> tuple[Artifact, Contents]:
+def open_model(model: Artifact | str | Path, store: Store | None = None) -> tuple[Artifact, Contents]:
     """Opens a model file: checks its bytes, reads what it contains, and takes over its manifest if that fits.
 
     Args:
         model: The file, or an artifact that points to it.
         store: Where the reading is kept.
-        workers: Workers to use, which go on after it; its own otherwise.
 
     Raises:
         ConfigError: A live model was given.
@@ -64,7 +63,7 @@ def open_model(model: Artifact | str | Path, store: Store | None = None, *, work
     if isinstance(model, Artifact) and modelfile.exists(path) and modelfile.sha256(path) != model.manifest.sha256:
         raise InputRejected("the file has changed since this artifact was made (SHA-256 differs)", where=str(path), hint="open it anew by its path")
     format = intake.check_model(path, manifest.format if manifest else plugins.format_of(path))
-    facts = run_steps([inspection(path, format)], store, None, workers=workers)["inspect"].facts
+    facts = run_steps([inspection(path, format)], store, None)["inspect"].facts
     contents = Contents.model_validate(facts["contents"])
     if manifest is None:
         manifest = Manifest(
