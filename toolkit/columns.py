@@ -1,5 +1,6 @@
-"""Do these samples fit this model? Asked before a library sees them: several accept wrong shapes, NaN and Inf without a word. And samples
-from a signature alone, where there are none.
+"""Do these samples fit this model? Asked before a library sees them: several accept wrong shapes, NaN and Inf without a word.
+
+And random samples that do, made from a signature alone where there are none.
 """
 
 from __future__ import annotations
