@@ -31,6 +31,11 @@ def count(job: Job) -> Facts:
     return echo(job)
 
 
+def imported(job: Job) -> Facts:
+    """Says which of some modules its process has."""
+    return {"imported": [name for name in job.options["modules"] if name in sys.modules]}
+
+
 def unsupported(job: Job) -> Facts:
     raise UnsupportedOperators("operator aten.stft in layer 'front.spectrum' has no TFLite kernel", hint="compute the spectrum outside")
 

@@ -8,7 +8,7 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,10 @@ class ForkServer:
         """Whether it still takes requests."""
         return self._server.alive
 
-    def run(self, folder: Path, log: Path, progress: Progress, timeout_seconds: float) -> int:
+    def run(self, folder: Path, log: Path, progress: Progress, timeout_seconds: float, warm: Sequence[str] = ()) -> int:
         """Runs the request in ``folder`` and returns the child's exit status.
+
+        Meanwhile the server itself imports ``warm``, modules for a later request; one that cannot be imported is passed over.
 
         Raises:
             TimeoutError: The child ran past the limit and was ended.
@@ -70,6 +72,8 @@ class ForkServer:
         try:
             with self._speaking:
                 self._server.say({"job": job, "folder": str(folder), "log": str(log)})
+                if warm:
+                    self._server.say({"warm": list(warm)})
             while True:
                 kind, _, value = self._next(job, deadline)
                 if kind == "ended":

@@ -245,6 +245,11 @@ def preload(plugin: Plugin) -> tuple[str, ...]:
     return tuple(getattr(plugin, "preload", ()))
 
 
+def warm(plugin: Plugin) -> tuple[str, ...]:
+    """Returns the modules that this plugin's work will import, on top of those of :func:`preload`; usually none."""
+    return tuple(getattr(plugin, "warm", ()))
+
+
 def versions(plugin: Plugin) -> dict[str, str]:
     """Returns the versions of a plugin's distributions; ``-`` for one that is not installed."""
     return {name: distribution_version(name) for name in plugin.distributions}

@@ -29,7 +29,8 @@ class Plugin(Protocol):
 
     A plugin whose framework takes seconds to import may also have ``preload``, a tuple of modules that a server imports
     once for all stages of that framework. Importing them must leave no threads behind that do not survive a fork (NumPy's
-    OpenBLAS does: it ends its threads before a fork and starts them again when they are needed).
+    OpenBLAS does: it ends its threads before a fork and starts them again when they are needed). On top of those, ``warm`` may
+    name what its own work imports: the server does so while an earlier step runs.
     """
 
     name: str

@@ -42,7 +42,9 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, stage: str, job: Job, *, timeout_seconds: float, log: Path | None = None, preload: Sequence[str] = ()) -> Facts:
+    def run(
+        self, stage: str, job: Job, *, timeout_seconds: float, log: Path | None = None, preload: Sequence[str] = (), warm: Sequence[str] = ()
+    ) -> Facts:
         """Runs ``stage``.
 
         Args:
@@ -52,6 +54,7 @@ class Workers:
             timeout_seconds: The child is ended after this time.
             log: Where the child's output is kept; thrown away when absent.
             preload: Modules that a server imports once and shares with later stages that name the same ones.
+            warm: Modules that a later stage of the same server will import: the server does so while this one runs.
 
         Returns:
             The stage's facts.
@@ -65,9 +68,10 @@ class Workers:
             Interrupted: :meth:`stop` was called, before or meanwhile.
         """
         progress = _Progress(job.progress)
+        shared = (tuple(preload), tuple(warm)) if _FORKS else ((), ())
         try:
             with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-                facts = self._run(stage, replace(job, progress=progress), Path(scratch), log, timeout_seconds, tuple(preload) if _FORKS else ())
+                facts = self._run(stage, replace(job, progress=progress), Path(scratch), log, timeout_seconds, *shared)
         except ToolkitError as error:
             if progress.error:
                 raise progress.error from error
@@ -94,7 +98,9 @@ class Workers:
         for child in children:
             child.end()
 
-    def _run(self, stage: str, job: Job, folder: Path, log: Path | None, timeout_seconds: float, preload: tuple[str, ...]) -> Facts:
+    def _run(
+        self, stage: str, job: Job, folder: Path, log: Path | None, timeout_seconds: float, preload: tuple[str, ...], warm: tuple[str, ...]
+    ) -> Facts:
         request = {
             "stage": stage,
             "inputs": {role: str(path) for role, path in job.inputs.items()},
@@ -106,7 +112,7 @@ class Workers:
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
             if preload:
-                status = self._server(stage, preload).run(folder, output, job.progress, timeout_seconds)
+                status = self._server(stage, preload).run(folder, output, job.progress, timeout_seconds, warm)
             else:
                 status = self._run_alone(stage, folder, output, job.progress, timeout_seconds)
         except (TimeoutError, subprocess.TimeoutExpired) as error:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_prepared_server_is_the_one_that_stages_are_forked_from(tmp_path):
         echo(workers, tmp_path / "out")
         assert workers._servers == {PRELOAD: server} and server.alive
     assert not server.alive
+
+
+def test_a_server_imports_what_comes_next_beside_a_stage_and_passes_over_what_it_cannot_import(tmp_path):
+    modules = ["colorsys", "no_such_module", "tabnanny"]
+    job = Job({}, {"modules": modules}, tmp_path)
+    with Workers() as workers:
+        call = partial(workers.run, "tests.stages:imported", job, timeout_seconds=30, preload=PRELOAD)
+        assert call(warm=modules) == {"imported": []}, "the stage that runs meanwhile is not held up by them"
+        deadline = time.monotonic() + 30
+        while (found := call()["imported"]) != ["colorsys", "tabnanny"]:
+            assert time.monotonic() < deadline, found
+        assert len(workers._servers) == 1
 
 
 def test_a_replaced_server_is_stopped(tmp_path):

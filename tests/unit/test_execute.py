@@ -11,6 +11,7 @@ from toolkit import errors
 from toolkit.pipeline.execute import execute
 from toolkit.pipeline.steps import Check, Fact, Need, Step
 from toolkit.store import Store
+from toolkit.worker import Workers
 
 
 def step(id: str, stage: str = "echo", **fields) -> Step:
@@ -130,6 +131,26 @@ def test_a_check_sees_the_output_and_its_facts_are_kept(tmp_path):
     checked = step("a", options={"append": "seen"}, checks=(Check("look", "tests.stages:echo", "text.txt", {}),))
     facts = execute([checked], Store(tmp_path))["a"].facts
     assert facts["checks"]["look"]["length"] == len("seen")
+
+
+def test_a_stage_warms_its_server_for_the_one_stage_that_follows_in_it(tmp_path):
+    told = {}
+
+    class Recording(Workers):
+        def run(self, stage, job, **given):
+            told[job.options["append"]] = given["warm"]
+            return super().run(stage, job, **given)
+
+    def run(folder, *names):
+        told.clear()
+        used = [SimpleNamespace(name=name, version=1, modules=(), distributions=(), extra="", preload=("decimal",), warm=(name,)) for name in names]
+        followers = [step(one.name, options={"append": one.name}, needs={"text": Need("a", "text.txt")}, plugins=(one,)) for one in used]
+        with Recording() as workers:
+            execute([step("a", options={"append": "a"}, preload=("decimal",)), *followers], Store(tmp_path / folder), workers=workers)
+        return told
+
+    assert run("one", "colorsys") == {"a": ("colorsys",), "colorsys": ()}
+    assert run("two", "colorsys", "tabnanny") == {"a": (), "colorsys": (), "tabnanny": ()}, "what one of them imports is not for the other"
 
 
 def test_uncached_steps_run_every_time(tmp_path):

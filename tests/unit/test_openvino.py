@@ -283,10 +283,20 @@ def test_an_operator_without_counterpart_is_named_with_its_layer(torch, tmp_path
             return self.odd(x * 2)
 
     program, signature, _ = capture(tmp_path, Net(), x=X)
-    with pytest.raises(StageFailed, match=r"no counterpart for aten\.special_bessel_j0 in layer 'model\.odd'") as caught:
+    with pytest.raises(StageFailed, match=r"no counterpart for aten\.special_bessel_j0 in layer 'odd'") as caught:
         convert(FROM_TORCH, program, signature, tmp_path)
     assert "\n" not in caught.value.message and len(caught.value.message) < 400
     assert not (tmp_path / "model.openvino").exists()
+
+
+def test_an_operator_that_only_splitting_reveals_has_its_layer_too(torch, tmp_path):
+    class Solver(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x.reshape(-1, 2, 2) + torch.eye(2))
+
+    program, signature, _ = capture(tmp_path, torch.nn.Sequential(torch.nn.Linear(4, 4), Solver()), x=np.ones((2, 4), np.float32))
+    with pytest.raises(StageFailed, match=r"no counterpart for aten\.linalg_inv_ex in layer '1'"):
+        convert(FROM_TORCH, program, signature, tmp_path)
 
 
 @pytest.mark.parametrize("route", [FROM_TORCH, FROM_ONNX, FROM_TFLITE], ids=lambda route: route.name)

@@ -38,6 +38,7 @@ class TorchExecuTorch:
     distributions: tuple[str, ...] = ("torch", "executorch")
     extra = "edgekit[torch,executorch]"
     preload = pt2.PRELOAD
+    warm = ("torch.export._trace", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
     options: tuple[str, ...] = ("dynamic", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
     trust = 0.9

@@ -45,6 +45,7 @@ class TorchLiteRT:
     distributions: tuple[str, ...] = ("torch", "litert-torch", "litert-converter")
     extra = "edgekit[torch,litert]"
     preload = pt2.PRELOAD
+    warm = ("torch.export._trace", "litert_torch")
     options: tuple[str, ...] = ("layout", "batch_sizes", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
     trust = 0.8

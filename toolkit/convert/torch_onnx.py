@@ -44,6 +44,7 @@ class TorchOnnx:
     distributions: tuple[str, ...] = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxslim")
     extra = "edgekit[torch,onnx]"
     preload = pt2.PRELOAD
+    warm = ("torch.export._trace", "torch.onnx._internal.exporter._core", "torch.onnx._internal.exporter._torchlib.ops")
     options: tuple[str, ...] = ("dynamic", "opset", "clean_up", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
     large = True

@@ -35,6 +35,7 @@ class TorchOpenVino:
     distributions: tuple[str, ...] = ("torch", "openvino")
     extra = "edgekit[torch,openvino]"
     preload = pt2.PRELOAD
+    warm = ("torch.export._trace",)
     options: tuple[str, ...] = ("dynamic", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
 
@@ -56,12 +57,14 @@ class TorchOpenVino:
         """
         openvino = openvino_ir.library()
         loaded, changed = torch_rewrites.apply(pt2.load(program), rewrites)
+        graphs = [loaded.graph]
         try:
             decoder, layers, places = _decoder(loaded)
+            graphs.append(decoder.pt_module.graph)
             model = _with_outputs(openvino.convert_model(decoder), places)
         except openvino_ir.errors() as error:
             hint = torch_programs.hint(name.rpartition(".")[2] for name in _missing(error))
-            raise StageFailed(_complaint(loaded, error), where=self.name, hint=hint) from error
+            raise StageFailed(_complaint(graphs, error), where=self.name, hint=hint) from error
         _name_after_layers(model, layers)
         openvino_ir.rename(model, _input_names(loaded), [spec.name for spec in signature.outputs])
         openvino_ir.write(model, out)
@@ -143,12 +146,12 @@ def _input_names(program: torch.export.ExportedProgram) -> list[str]:
     return [*map(str, program.graph_signature.user_inputs[: positional.num_leaves]), *map(str, named.context or [])]
 
 
-def _complaint(program: torch.export.ExportedProgram, error: BaseException) -> str:
-    """Names the operators without a counterpart, each with the first layer of the user's model that has it."""
+def _complaint(graphs: Sequence[torch.fx.Graph], error: BaseException) -> str:
+    """Names the operators without a counterpart, each with the first layer of the user's model that has it, before it was split or after."""
     missing = _missing(error)
     first: dict[str, str] = {}
-    for node in program.graph.nodes:
-        first.setdefault(str(node.target).rpartition(".")[0], _layer(node))
+    for node in (node for graph in graphs for node in graph.nodes):
+        first.setdefault(str(node.target).rpartition(".")[0], torch_programs.user_layer(node))
     told = [f"{name} in layer {first[name]!r}" if first.get(name) else name for name in missing]
     what = f"no counterpart for {', '.join(told)}" if told else openvino_ir.reason(error)
     return f"OpenVINO cannot convert the program: {what}"

@@ -225,12 +225,17 @@ class _Run:
         progress = self._progress_of(step.id)
         log = self.store.log_path(step.id)
         job = Job(inputs, options, out, progress)
-        facts = self.workers.run(step.stage, job, timeout_seconds=self.timeout_seconds, log=log, preload=preload(step))
+        facts = self.workers.run(step.stage, job, timeout_seconds=self.timeout_seconds, log=log, preload=preload(step), warm=self._warm(step))
         not_done: Facts = {name: {"not_done": reason} for name, reason in step.not_checked.items()}
         if step.checks or not_done:
             facts["checks"] = {check.name: self._check(check, out, log) for check in step.checks} | not_done
         log.unlink(missing_ok=True)  # it is kept only where somebody will ask what went wrong
         return facts
+
+    def _warm(self, step: Step) -> tuple[str, ...]:
+        """What the one step that follows in the same server will import; of several none is preferred, as frameworks do not mix."""
+        following = [one for one in self.steps.values() if step.id in one.upstream and one.preload == () and preload(one) == preload(step)]
+        return plugins.warm(following[0].plugins[0]) if len(following) == 1 and following[0].plugins else ()
 
     def _check(self, check: Check, out: Path, log: Path) -> Facts:
         inputs = {**check.files, **{role: self._locate(need) for role, need in check.needs.items()}, "model": out / check.model}
