@@ -34,10 +34,10 @@ def main(side: str, name: str, folder: Path, formats: list[str]) -> None:
     model, inputs = wanted.build()
     np.savez(folder / "inputs.npz", **inputs)
     np.savez(folder / "outputs.npz", *_live(model, inputs, name.split(":")[0]))
+    start_seconds = _start_seconds(wanted.framework) if side == "ours" else 0.0
     for format in formats:
         (folder / format).mkdir()
         if side == "ours":
-            start_seconds = _start_seconds(wanted.framework)
             _write(folder / format, {**_ours(model, inputs, format, folder / format), "start_seconds": start_seconds})
         elif wanted.framework in FORKED:
             _forked(_bare, PEERS[wanted.framework, format], model, inputs, format, folder / format)
