@@ -22,8 +22,9 @@ MAX_BYTES = (1 << 31) - (64 << 20)
 CLEAN_UP = "edgekit.clean_up"
 """Key of the model's metadata that says what became of the clean-up."""
 UNTOUCHED = "not asked for"
-TOLERANCE = 1e-5
-"""Largest difference, relative to an output's largest value, that counts as rounding."""
+TOLERANCE = 1e-4
+"""Largest difference, relative to an output's largest value, that counts as rounding: folding the batch norms of a ResNet-50 with
+random weights into its convolutions moves its scores by 2.6e-5."""
 _LARGE_BYTES = 4096
 # MatMul and Add become a Gemm between two Reshapes: more operators, and names that are no layer's.
 _SKIPPED_FUSIONS = ["FusionGemm"]
@@ -101,7 +102,7 @@ def _distance(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def is_close(expected: Arrays, found: Arrays) -> bool:
-    """Whether two computations differ by rounding alone: at most 1e-5 of the output's largest value."""
+    """Whether two computations differ by rounding alone: by at most :data:`TOLERANCE` of an output's largest value."""
     return distance(expected, found) <= TOLERANCE
 
 

@@ -37,7 +37,7 @@ class TorchOnnx:
     """
 
     name = "torch_onnx"
-    version = 3
+    version = 4
     source = "pt2"
     format = "onnx"
     modules: tuple[str, ...] = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxslim")
