@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.coverage.cells import Cell, Side
 from benchmarks.figures import ROOT, Figure
@@ -33,7 +35,7 @@ def read(folder: Path = RESULTS) -> list[Cell]:
 
 
 def markdown(cells: Sequence[Cell]) -> str:
-    """One line for each cell, then the failures with their reasons, and what differs in files that are slower than the bare call's."""
+    """One line for each cell, then the failures with their reasons, what the routes can be trusted with, and what differs in slower files."""
     lines = [
         "| model | format | route | parity dB | seconds | start | whole | MB | ms | bare call | dB | seconds | MB | ms | latency ratio |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -48,7 +50,29 @@ def markdown(cells: Sequence[Cell]) -> str:
         f"- {cell.model}, {cell.format}: {cell.latency_ratio:.2f} x, {cell.difference or 'not looked into'}" for cell in cells if _is_slower(cell)
     ]
     lines += ["", "Failures:" if failed else "No failures.", *failed]
+    lines += ["", "| route | passed | tried | trust |", "|---|---|---|---|"]
+    lines += [f"| {route} | {right} | {tried} | {share:.2f} |" for route, (right, tried, share) in trust(cells).items()]
     return "\n".join([*lines, *(["", "Slower than the bare call's file, and what it has more (+) and less (-) of:", *slower] if slower else []), ""])
+
+
+def trust(cells: Sequence[Cell]) -> dict[str, tuple[int, int, float]]:
+    """Returns for each route how many cells it converted right, how many it was tried on, and the share to expect of the next.
+
+    The share is Laplace's rule of succession, ``(passed + 1) / (tried + 2)``: a route that passed two of two is not trusted like one that
+    passed forty of forty. It is what the routes state as ``trust``.
+    """
+    passed: Counter[str] = Counter(cell.ours.route for cell in cells if cell.ours.ok)
+    failed = Counter(str(one["route"]) for cell in cells for one in cell.ours.attempts if _fell(one))
+    return {route: (passed[route], passed[route] + failed[route], _expected(passed[route], failed[route])) for route in sorted({*passed, *failed})}
+
+
+def _fell(attempt: dict[str, Any]) -> bool:
+    """Whether a route was tried, or its preflight asked, and could not; options and what is not installed say nothing of a route."""
+    return attempt["outcome"] == "failed" or attempt.get("code") == "unsupported-operator"
+
+
+def _expected(passed: int, failed: int) -> float:
+    return round((passed + 1) / (passed + failed + 2), 2)
 
 
 def _is_slower(cell: Cell) -> bool:

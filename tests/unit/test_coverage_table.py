@@ -15,7 +15,7 @@ ONLY_OURS = Cell("keras:lstm", "pte", Side(route="keras_torch", ok=True, seconds
 
 def cell(ours_ms: float = 1.0, peer_ms: float = 1.0, *, ours: dict | None = None, peer: dict | None = None) -> Cell:
     good = {"ok": True, "sqnr_db": 100.0, "size_mb": 1.0, "seconds": 10.0}
-    mine = Side(route="torch_onnx", **{**good, "start_seconds": 4.0, "latency_ms": ours_ms, **(ours or {})})
+    mine = Side(**{"route": "torch_onnx", **good, "start_seconds": 4.0, "latency_ms": ours_ms, **(ours or {})})
     return Cell("timm:net", "onnx", mine, Side(route="torch.onnx.export", **{**good, "seconds": 5.0, "latency_ms": peer_ms, **(peer or {})}))
 
 
@@ -58,3 +58,11 @@ def test_what_was_written_is_read_again(tmp_path):
     cells = [cell(), ONLY_OURS]
     table.write(cells, tmp_path)
     assert table.read(tmp_path) == cells and table.read(tmp_path / "none") == []
+
+
+def test_trust_is_what_to_expect_of_the_next_model():
+    refused = {"route": "torch_onnx", "outcome": "passed over", "code": "unsupported-operator"}
+    failed, unasked = {"route": "torch_onnx", "outcome": "failed", "code": "parity"}, {"route": "other", "outcome": "passed over", "code": "option"}
+    cells = [cell(), cell(), *(cell(ours={"route": "torch_litert", "attempts": [one]}) for one in (refused, failed, unasked))]
+    assert table.trust(cells) == {"torch_litert": (3, 3, 0.8), "torch_onnx": (2, 4, 0.5)}
+    assert "| torch_onnx | 2 | 4 | 0.50 |" in table.markdown(cells)
