@@ -1,0 +1,140 @@
+"""The route from ONNX to TFLite as a whole: names, sizes, element types, layers, layouts and refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toolkit.artifact import Signature, TensorSpec
+from toolkit.convert import onnx_litert
+from toolkit.errors import InputRejected, StageFailed
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+RANDOM = np.random.default_rng(5)
+
+
+def save(path: Path, nodes, inputs, outputs, **constants):
+    def values(given):
+        return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in given.items()]
+
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "net", values(inputs), values(outputs), stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
+
+
+def spec(name, dtype, *shape):
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def network(path: Path, batch=1):
+    """A convolution, a residual sum, a pool over the image and a dense layer: ``image [n x 3 x 8 x 8]`` to ``scores [n x 5]``."""
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["c"], name="stem/Conv", pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "gain", "shift", "mean", "spread"], ["n"], name="stem/BatchNormalization"),
+        helper.make_node("Relu", ["n"], ["r"], name="stem/Relu"),
+        helper.make_node("Conv", ["r", "second"], ["d"], name="block/Conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["r", "d"], ["s"], name="block/Add"),
+        helper.make_node("GlobalAveragePool", ["s"], ["p"], name="pool/GlobalAveragePool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="pool/Flatten"),
+        helper.make_node("Gemm", ["f", "dense", "bias"], ["scores"], name="head/Gemm"),
+    ]
+    shapes = {"kernel": (8, 3, 3, 3), "second": (8, 8, 3, 3), "gain": 8, "shift": 8, "mean": 8, "dense": (8, 5), "bias": 5}
+    constants = {name: RANDOM.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    constants["spread"] = RANDOM.uniform(0.5, 2, 8).astype(np.float32)
+    save(path, nodes, {"image": (FLOAT, [batch, 3, 8, 8])}, {"scores": (FLOAT, [batch, 5])}, **constants)
+    return Signature(inputs=(spec("image", "float32", batch, 3, 8, 8),), outputs=(spec("scores", "float32", batch, 5),))
+
+
+def reference(path, given):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, given)
+
+
+def opened(path):
+    made = interpreter.Interpreter(
+        str(path), num_threads=1, experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    return made, [one["op_name"] for one in made._get_ops_details()]
+
+
+def test_a_network_keeps_its_names_and_needs_one_transpose(tmp_path):
+    signature = network(tmp_path / "net.onnx")
+    onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature)
+    made, operators = opened(tmp_path / "net.tflite")
+    image = RANDOM.normal(size=(1, 3, 8, 8)).astype(np.float32)
+    found = made.get_signature_runner("serving_default")(image=image)
+    np.testing.assert_allclose(found["scores"], reference(tmp_path / "net.onnx", {"image": image})[0], rtol=1e-5, atol=1e-5)
+    # Batch norm, activation and flattening are part of what they stand behind.
+    assert operators == ["TRANSPOSE", "CONV_2D", "CONV_2D", "ADD", "MEAN", "RESHAPE", "FULLY_CONNECTED"] or operators.count("RESHAPE") == 0
+    assert {"stem/Relu/RELU", "block/Conv/CONV_2D"} <= {one["name"] for one in made.get_tensor_details()}
+
+
+def test_channels_last_inputs_need_no_transpose(tmp_path):
+    signature = network(tmp_path / "net.onnx")
+    onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature, layout="channels_last")
+    made, operators = opened(tmp_path / "net.tflite")
+    image = RANDOM.normal(size=(1, 3, 8, 8)).astype(np.float32)
+    found = made.get_signature_runner()(image=np.ascontiguousarray(image.transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(found["scores"], reference(tmp_path / "net.onnx", {"image": image})[0], rtol=1e-5, atol=1e-5)
+    assert "TRANSPOSE" not in operators
+
+
+def test_the_batch_may_stay_free(tmp_path):
+    signature = network(tmp_path / "net.onnx", "batch")
+    onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature)
+    made, _ = opened(tmp_path / "net.tflite")
+    (entry,), (end,) = made.get_input_details(), made.get_output_details()
+    assert list(entry["shape_signature"]) == [-1, 3, 8, 8]
+    for batch in (1, 4):
+        image = RANDOM.normal(size=(batch, 3, 8, 8)).astype(np.float32)
+        made.resize_tensor_input(entry["index"], image.shape)
+        made.allocate_tensors()
+        made.set_tensor(entry["index"], image)
+        made.invoke()
+        np.testing.assert_allclose(made.get_tensor(end["index"]), reference(tmp_path / "net.onnx", {"image": image})[0], rtol=1e-5, atol=1e-5)
+
+
+def test_token_ids_of_64_bits_become_ones_of_32(tmp_path):
+    table = RANDOM.normal(size=(10, 4)).astype(np.float32)
+    save(
+        tmp_path / "net.onnx", [helper.make_node("Gather", ["table", "ids"], ["y"])], {"ids": (INT64, [1, 3])}, {"y": (FLOAT, [1, 3, 4])}, table=table
+    )
+    signature = Signature(inputs=(spec("ids", "int64", 1, 3),), outputs=(spec("y", "float32", 1, 3, 4),))
+    onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature)
+    made, _ = opened(tmp_path / "net.tflite")
+    assert made.get_input_details()[0]["dtype"] == np.int32
+    np.testing.assert_array_equal(made.get_signature_runner()(ids=np.array([[7, 0, -1]], np.int32))["y"], table[[[7, 0, -1]]])
+
+
+def test_all_that_cannot_be_expressed_is_named_at_once_with_its_layer(tmp_path):
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"], name="encoder.3/NonZero"),
+        helper.make_node("Det", ["x"], ["d"], name="encoder.4/Det"),
+        helper.make_node("Relu", ["d"], ["y"], name="head/Relu"),
+    ]
+    save(tmp_path / "net.onnx", nodes, {"x": (FLOAT, [1, 3, 3])}, {"y": (FLOAT, [1]), "places": (INT64, [3, "n"])})
+    signature = Signature(inputs=(spec("x", "float32", 1, 3, 3),), outputs=(spec("y", "float32", 1), spec("places", "int64", 3, 1)))
+    with pytest.raises(StageFailed, match=r"NonZero \(encoder\.3/NonZero, opset 13\).*Det \(encoder\.4/Det, opset \d+\) has no counterpart"):
+        onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature)
+    assert not (tmp_path / "net.tflite").exists()
+    found = onnx_litert.ROUTE.preflight(tmp_path / "net.onnx", signature)
+    assert [(one.operator, one.layer) for one in found][:2] == [("NonZero", "encoder.3"), ("Det", "encoder.4")]
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x07" + b"\xff" * 40])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "net.onnx").write_bytes(content)
+    signature = Signature(inputs=(spec("x", "float32", 1),), outputs=(spec("y", "float32", 1),))
+    with pytest.raises(InputRejected):
+        onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature)
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    signature = network(tmp_path / "net.onnx")
+    for name in ("one", "two"):
+        onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / f"{name}.tflite", signature)
+    assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
