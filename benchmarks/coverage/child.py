@@ -184,10 +184,26 @@ def _torch_executorch(model: Any, inputs: dict[str, np.ndarray], out: Path) -> N
 def _torch_openvino(model: Any, inputs: dict[str, np.ndarray], out: Path) -> None:
     import openvino
 
-    args, kwargs = _arguments(model, inputs)
-    converted = openvino.convert_model(model, example_input=kwargs or args, input=[tuple(one.shape) for one in (*args, *kwargs.values())])
+    args = tuple(_tensors(inputs).values())
+    # Tracing knows no keywords but those that are written out.
+    plain = _positional(model, tuple(inputs)) if _arguments(model, inputs)[1] else model
+    converted = openvino.convert_model(plain, example_input=args, input=[tuple(one.shape) for one in args])
     out.mkdir()
     openvino.save_model(converted, str(out / "model.xml"), compress_to_fp16=False)
+
+
+def _positional(model: Any, names: tuple[str, ...]) -> Any:
+    import torch
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: Any) -> Any:
+            return self.model(**dict(zip(names, values, strict=True)))
+
+    return Positional().eval()
 
 
 def _arguments(model: Any, inputs: dict[str, np.ndarray]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -28,6 +28,7 @@ class JaxLiteRT:
     distributions: tuple[str, ...] = ("jax", "jaxlib", "litert-converter")
     extra = "edgekit[jax]"
     preload = jax_programs.PRELOAD
+    trust = 0.75
 
     def convert(self, program: Path, out: Path, signature: Signature) -> None:
         """Converts a ``.jax`` program.

@@ -28,6 +28,7 @@ class JaxOnnx:
     distributions: tuple[str, ...] = ("jax", "jaxlib", "litert-converter", "onnx")
     extra = "edgekit[jax,onnx]"
     preload = jax_programs.PRELOAD
+    trust = 0.75
 
     def convert(self, program: Path, out: Path, signature: Signature) -> None:
         """Converts a ``.jax`` program.

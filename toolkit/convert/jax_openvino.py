@@ -23,6 +23,7 @@ class JaxOpenVino:
     distributions: tuple[str, ...] = ("jax", "jaxlib", "litert-converter", "ai-edge-litert", "openvino")
     extra = "edgekit[jax,litert,openvino]"
     preload = jax_programs.PRELOAD
+    trust = 0.75
 
     def convert(self, program: Path, out: Path, signature: Signature) -> None:
         """Converts a ``.jax`` program.

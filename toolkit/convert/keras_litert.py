@@ -34,7 +34,7 @@ class KerasLiteRT:
     distributions: tuple[str, ...] = ("keras", "tensorflow")
     extra = "edgekit[tensorflow]"
     options: tuple[str, ...] = ("dynamic",)
-    trust = 0.9
+    trust = 0.83
 
     def __init__(self, name: str, source: str) -> None:
         self.name, self.source = name, source

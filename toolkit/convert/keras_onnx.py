@@ -25,7 +25,7 @@ class KerasOnnx:
     distributions: tuple[str, ...] = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxslim", "onnxruntime")
     extra = "edgekit[tensorflow,onnx]"
     options: tuple[str, ...] = ("opset",)
-    trust = 0.9
+    trust = 0.83
 
     def __init__(self, name: str, source: str) -> None:
         self.name, self.source = name, source

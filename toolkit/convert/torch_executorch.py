@@ -41,7 +41,7 @@ class TorchExecuTorch:
     warm = ("torch.export._trace", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
     options: tuple[str, ...] = ("dynamic", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
-    trust = 0.9
+    trust = 0.97
 
     def convert(self, program: Path, out: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> torch_rewrites.Changed:
         """Converts a ``.pt2`` program. Sizes that are free in it stay free, up to the largest value that it was captured for.

@@ -48,7 +48,7 @@ class TorchLiteRT:
     warm = ("torch.export._trace", "litert_torch")
     options: tuple[str, ...] = ("layout", "batch_sizes", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
-    trust = 0.8
+    trust = 0.97
 
     def convert(
         self,

@@ -48,7 +48,7 @@ class TorchOnnx:
     options: tuple[str, ...] = ("dynamic", "opset", "clean_up", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
     large = True
-    trust = 0.98
+    trust = 0.97
 
     def convert(
         self, program: Path, out: Path, signature: Signature, *, opset: int | None = None, clean_up: bool = True, rewrites: Sequence[str] = ()

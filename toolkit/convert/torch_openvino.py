@@ -38,6 +38,7 @@ class TorchOpenVino:
     warm = ("torch.export._trace",)
     options: tuple[str, ...] = ("dynamic", "rewrites")
     rewrites: Mapping[str, str] = torch_rewrites.OFFERED
+    trust = 0.97
 
     def convert(self, program: Path, out: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> torch_rewrites.Changed:
         """Converts a ``.pt2`` program.

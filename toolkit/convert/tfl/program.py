@@ -212,10 +212,10 @@ class _Reader:
             return None
 
     def folded(self, proto: Any) -> dict[str, np.ndarray] | None:
-        """Computes what a node makes, where that does not depend on the inputs."""
-        sizes = self.sizes(proto)
-        if sizes is not None:
-            return {proto.output[0]: sizes}
+        """Computes what a node makes, where that does not depend on the inputs: some depend on a value's type or sizes alone."""
+        plain = self.sizes(proto) if proto.op_type in ("Shape", "Size") else self.cast(proto)
+        if plain is not None:
+            return {proto.output[0]: plain}
         given = [name for name in proto.input if name]
         known = all(name in self.constants for name in given)
         apart = proto.op_type.startswith(("Random", "Bernoulli", "Multinomial")) or proto.domain not in _DOMAINS
@@ -229,8 +229,12 @@ class _Reader:
             return None
         return dict(zip(proto.output, found, strict=False))
 
+    def cast(self, proto: Any) -> np.ndarray | None:
+        like = proto.input[1] if proto.op_type == "CastLike" and proto.input[0] in self.constants else ""
+        return self.constants[proto.input[0]].astype(self.types[like].dtype) if like in self.types else None
+
     def sizes(self, proto: Any) -> np.ndarray | None:
-        if proto.op_type not in ("Shape", "Size") or proto.domain not in _DOMAINS or proto.input[0] not in self.types:
+        if proto.domain not in _DOMAINS or proto.input[0] not in self.types:
             return None
         shape = self.types[proto.input[0]].shape
         if proto.op_type == "Size":
