@@ -97,7 +97,7 @@ class Route(Plugin, Protocol):
         source: Format it reads.
         format: Format it writes.
 
-    A route may also have ``trust``, 0..1: the share of the models of ``benchmarks/coverage`` that it converts right, or an estimate of it; of the routes
+    A route may also have ``trust``, 0..1: the share of ``benchmarks/coverage`` that it converts right, or an estimate of it; of the routes
     to one format those of higher trust are tried first (0.5 without it). ``options``, a tuple of names of fields of
     :class:`toolkit.config.Conversion` that it follows: a route is passed over when the user asks for one that it does not know, and
     ``convert`` gets those that were asked for as keyword arguments; ``dynamic`` among them says that it takes signatures with free

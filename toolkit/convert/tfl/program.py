@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.convert.tfl import definitions
 from toolkit.factory import CODE_ERRORS
 
 FREE = -1
@@ -153,14 +154,14 @@ class _Reader:
         if folded is not None:
             self.constants |= folded
             return None
-        if not self.lowered(node.kind) and (definition := self.expanded(proto, node) or self.definition(proto)):
-            for inner in definition:
-                self.node(inner)
-            return None
         lost = [name for name in node.inputs if name and name not in self.types and name not in self.constants]
         if lost:  # most come after one that is reported already
             if not self.program.problems:
                 self.program.problems.append((node, f"reads {lost[0]}, which nothing makes"))
+            return None
+        if not self.lowered(node.kind) and (definition := self.expanded(proto, node) or self.definition(proto)):
+            for inner in definition:
+                self.node(inner)
             return None
         try:
             self.attach_graphs(node)
@@ -252,16 +253,12 @@ class _Reader:
         schema = self.schema(proto)
         if schema is None:
             return None
-        function = _function(schema, proto, self)
+        types = [_proto_of(self.program.type(name)) if name else None for name in proto.input]
+        function = definitions.body(schema, proto, types, self.opsets.get("", 1))
         if function is None:
             return None
         self.made += 1
-        prefix = f"{proto.name or proto.output[0]}/{proto.op_type}_{self.made}."
-        names = dict(zip(function.input, proto.input, strict=False)) | dict(zip(function.output, proto.output, strict=False))
-        names |= dict.fromkeys([*function.input[len(proto.input) :], *function.output[len(proto.output) :]], "")
-        defaults = [one.default_value for one in schema.attributes.values() if one.default_value.name]
-        attributes = {one.name: one for one in (*defaults, *function.attribute_proto, *proto.attribute)}
-        return [_renamed(inner, names, prefix, proto.name or proto.output[0], attributes) for inner in function.node]
+        return definitions.spelled_out(function, schema, proto, f"{proto.name or proto.output[0]}/{proto.op_type}_{self.made}.")
 
     def attach_graphs(self, node: Node) -> None:
         """Reads the graphs inside a node. What they take is known to its typing alone, which reads them."""
@@ -340,46 +337,6 @@ def _quantized(proto: Any, constants: Mapping[str, np.ndarray]) -> Quantized:
 
 def _graphs(proto: Any) -> list[Any]:
     return [attribute.g for attribute in proto.attribute if attribute.HasField("g")]
-
-
-def _function(schema: Any, proto: Any, reader: _Reader) -> Any:
-    """Returns an operator's definition, which for some depends on the types of the inputs."""
-    import onnx
-
-    version = reader.opsets.get("", 1)
-    if schema.has_context_dependent_function:
-        versions = [one for one in schema.context_dependent_function_opset_versions if one <= version]
-        types = [_proto_of(reader.program.type(name)).SerializeToString() if name else b"" for name in proto.input]
-        if not versions:
-            return None
-        body = schema.get_context_dependent_function_with_opset_version(max(versions), proto.SerializeToString(), types)
-        return onnx.FunctionProto.FromString(body) if body else None
-    if schema.has_function:
-        versions = [one for one in schema.function_opset_versions if one <= version]
-        body = schema.get_function_with_opset_version(max(versions)) if versions else None
-        return onnx.FunctionProto.FromString(body) if body else None
-    return None
-
-
-def _renamed(inner: Any, names: dict[str, str], prefix: str, layer: str, attributes: Mapping[str, Any]) -> Any:
-    """Copies a node out of a definition: with the caller's names outside, names of its own inside, and the caller's attributes."""
-    import onnx
-
-    made = onnx.NodeProto()
-    made.CopyFrom(inner)
-    del made.input[:], made.output[:], made.attribute[:]
-    made.input.extend(names.get(name, f"{prefix}{name}") if name else "" for name in inner.input)
-    made.output.extend(names.setdefault(name, f"{prefix}{name}") if name else "" for name in inner.output)
-    made.name = f"{layer}/{inner.op_type}"
-    for one in inner.attribute:
-        if not one.ref_attr_name:
-            made.attribute.append(one)
-        elif one.ref_attr_name in attributes:
-            copied = onnx.AttributeProto()
-            copied.CopyFrom(attributes[one.ref_attr_name])
-            copied.name = one.name
-            made.attribute.append(copied)
-    return made
 
 
 def _proto_of(type: Type) -> Any:
