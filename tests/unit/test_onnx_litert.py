@@ -138,3 +138,22 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / f"{name}.tflite", signature)
     assert (tmp_path / "one.tflite").read_bytes() == (tmp_path / "two.tflite").read_bytes()
+
+
+def test_pytorch_by_way_of_onnx_names_the_rewrite_that_a_spectrum_needs(tmp_path):
+    torch = pytest.importorskip("torch")
+    from toolkit.convert import torch_onnx_litert
+    from toolkit.sources.torch import SOURCE
+
+    class Spectrum(torch.nn.Module):
+        def forward(self, sound):
+            return torch.fft.rfft(sound).abs()
+
+    sound = RANDOM.normal(size=(2, 16)).astype(np.float32)
+    found = SOURCE.capture(torch.nn.Sequential(torch.nn.Linear(16, 16), Spectrum()).eval(), {"sound": sound}, tmp_path / "net.pt2")
+    signature = Signature(inputs=(spec("sound", "float32", 1, 16),), outputs=(spec("output_0", "float32", 1, 9),))
+    (obstacle,) = torch_onnx_litert.ROUTE.preflight(tmp_path / "net.pt2", signature)
+    assert obstacle.layer == "1" and "--rewrite dft-matmul" in obstacle.hint
+    torch_onnx_litert.ROUTE.convert(tmp_path / "net.pt2", tmp_path / "net.tflite", signature, rewrites=("dft-matmul",))
+    made, _ = opened(tmp_path / "net.tflite")
+    np.testing.assert_allclose(made.get_signature_runner()(sound=sound[:1])["output_0"], found["output_0"][:1], rtol=1e-4, atol=1e-4)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from toolkit import pt2
 from toolkit.artifact import Signature
-from toolkit.convert import onnx_litert, torch_onnx, torch_rewrites
+from toolkit.convert import onnx_litert, torch_onnx, torch_programs, torch_rewrites
 from toolkit.plugins import Obstacle, Route
+
+_NO_KERNEL = "has no TFLite kernel"
+# ONNX has operators for them.
+_SPECTRA = {"stft", "fft_rfft", "_fft_r2c"}
 
 
 class TorchOnnxLiteRT:
@@ -54,12 +58,14 @@ class TorchOnnxLiteRT:
             return changed
 
     def preflight(self, program: Path, signature: Signature, *, rewrites: Sequence[str] = ()) -> list[Obstacle]:
-        """Returns what ONNX, the way between, has no counterpart for; what TFLite lacks shows a second after that.
+        """Returns what ONNX, the way between, has no counterpart for, and spectra; what else TFLite lacks shows a second after that.
 
         Raises:
             InputRejected: The program is damaged.
         """
-        return torch_onnx.TorchOnnx().preflight(program, signature, rewrites=rewrites)
+        found = torch_onnx.TorchOnnx().preflight(program, signature, rewrites=rewrites)
+        loaded, _ = torch_rewrites.apply(pt2.load(program, keep=True), rewrites)
+        return found + torch_programs.obstacles(loaded, lambda operator: torch_programs.base_name(operator) not in _SPECTRA, _NO_KERNEL)
 
 
 ROUTE: Route = TorchOnnxLiteRT()
