@@ -52,9 +52,9 @@ class OnnxLiteRT:
         if found.problems:
             told = "; ".join(dict.fromkeys(f"{node.kind} ({node.name}, opset {node.version}) {reason}" for node, reason in found.problems))
             raise StageFailed(f"cannot convert the graph: {told}", where=_WHERE, hint=_HINT)
-        clean.clean(graph)
+        clean.clean(graph, found.quantized)
         integers.integrate(graph, found.quantized)
-        clean.clean(graph)
+        clean.clean(graph, found.quantized)
         names = dict(zip(found.inputs, graph.inputs, strict=True)), dict(zip(found.outputs, graph.outputs, strict=True))
         out.write_bytes(write.to_bytes([write.Entry(_DEFAULT, graph, *names)]))
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 Shape = tuple[int, ...]
+# There are casts between these and float32 only.
+_PACKED = frozenset({"int4", "uint4", "int2"})
 # Kernels of operators on two tensors broadcast over this many axes; more are merged first.
 _BROADCAST_RANK = 4
 
@@ -176,6 +178,8 @@ class Graph:
         if value.data is not None:
             with np.errstate(invalid="ignore", over="ignore"):
                 return self.constant(value.data.astype(dtype))
+        if np.float32 not in (dtype, value.dtype) and not _PACKED.isdisjoint((dtype.name, value.dtype.name)):
+            return self.cast(self.cast(value, np.float32), dtype)
         return self.add("CAST", [value], value.shape, dtype)
 
     def unary(self, kind: str, value: Tensor, dtype: Any = None, **options: Any) -> Tensor:
@@ -255,3 +259,15 @@ def walk(graph: Graph) -> Iterator[Graph]:
 def names(graph: Graph) -> Counter[str]:
     """Counts the operators of a graph by kind."""
     return Counter(operator.kind for operator in graph.operators)
+
+
+def readers_of(graph: Graph) -> Counter[int]:
+    """Counts who reads each tensor, by its identity; the graph's outputs are read once more."""
+    found = Counter(id(one) for operator in graph.operators for one in operator.inputs if one is not None)
+    found.update(id(one) for one in graph.outputs)
+    return found
+
+
+def makers_of(graph: Graph) -> dict[int, Operator]:
+    """Returns who makes each tensor, by its identity."""
+    return {id(one): operator for operator in graph.operators for one in operator.outputs}

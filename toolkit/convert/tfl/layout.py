@@ -149,7 +149,10 @@ class _Flow:
         self._edges[start, end] = min(_MOST, known + capacity)
 
     def cut(self) -> np.ndarray:
-        """Returns for each node whether it is on the source's side of a minimum cut."""
+        """Returns for each node whether it is on the source's side of a minimum cut.
+
+        Of several the one with the most nodes there: beside a convolution, what may have either layout can be folded into its weights.
+        """
         from scipy.sparse import csr_array
         from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
@@ -162,9 +165,9 @@ class _Flow:
         left = graph - flow
         left.data = np.maximum(left.data, 0)
         left.eliminate_zeros()
-        reached = breadth_first_order(left, self._source, return_predecessors=False)
-        found = np.zeros(self._count, bool)
-        found[reached] = True
+        reaching = breadth_first_order(left.T.tocsr(), self._sink, return_predecessors=False)
+        found = np.ones(self._count, bool)
+        found[reaching] = False
         return found
 
 

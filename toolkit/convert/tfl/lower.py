@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.convert.tfl import layout as layouts
+from toolkit.convert.tfl import patterns
+from toolkit.convert.tfl.facts import EVERY, Facts
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.layout import Demand, Layout
 from toolkit.convert.tfl.program import FREE, Node, Program, Type, Unsupported
@@ -281,6 +283,7 @@ def _lower_all(program: Program, graph: Graph, given: Mapping[str, tuple[Tensor,
     return values
 
 
+    patterns.apply(program)
 def _demand(node: Node, program: Program) -> Demand:
     if node.kind == "Identity":
         return either(node, program)

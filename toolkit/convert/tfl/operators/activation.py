@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import COMMON, FLOATS
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.layout import Demand, can_be_last
 from toolkit.convert.tfl.lower import Call, channels_first, either, operator
@@ -57,7 +58,7 @@ def _leaky_relu(call: Call) -> Tensor:
     return call.graph.unary("LEAKY_RELU", floating(call.x(0)), alpha=call.attribute("alpha", 0.01))
 
 
-@operator("PRelu", rule=either)
+@operator("PRelu", rule=either, dtypes=COMMON)
 def _prelu(call: Call) -> Tensor:
     graph, (value, slope) = call.graph, call.xs()
     if value.dtype.kind == "f" and slope.data is not None and slope.size == 1:
@@ -92,7 +93,7 @@ def _thresholded(call: Call) -> Tensor:
     return select(graph, above, value, _zeros(graph, value))
 
 
-@operator("Shrink", rule=either)
+@operator("Shrink", rule=either, dtypes=FLOATS)
 def _shrink(call: Call) -> Tensor:
     graph, value = call.graph, floating(call.x(0))
     limit, bias = call.attribute("lambd", 0.5), scalar(graph, call.attribute("bias", 0.0), value)
@@ -110,8 +111,12 @@ def _zeros(graph: Graph, like: Tensor) -> Tensor:
 @operator("HardSigmoid", rule=either)
 def _hard_sigmoid(call: Call) -> Tensor:
     graph, value = call.graph, floating(call.x(0))
-    scaled = graph.binary("MUL", value, scalar(graph, call.attribute("alpha", 0.2), value))
-    moved = graph.binary("ADD", scaled, scalar(graph, call.attribute("beta", 0.5), value))
+    slope, middle = call.attribute("alpha", 0.2), call.attribute("beta", 0.5)
+    if np.isclose(slope, 1 / 6):  # then RELU6 cuts it off, which a kernel does as it adds
+        moved = graph.binary("ADD", value, scalar(graph, middle * 6, value))
+        return graph.binary("MUL", graph.unary("RELU6", moved), scalar(graph, 1 / 6, value))
+    scaled = graph.binary("MUL", value, scalar(graph, slope, value))
+    moved = graph.binary("ADD", scaled, scalar(graph, middle, value))
     return graph.binary("MINIMUM", graph.unary("RELU", moved), scalar(graph, 1.0, value))
 
 
@@ -177,7 +182,7 @@ def _softmax_rule(node: Node, program: Program) -> Demand:
     return along()(node, program) if node.version >= _ONE_AXIS else channels_first(node, program)
 
 
-@operator("Softmax", "LogSoftmax", rule=_softmax_rule)
+@operator("Softmax", "LogSoftmax", rule=_softmax_rule, limits="before version 13 no free size behind the axis")
 def _softmax(call: Call) -> Tensor:
     kind, options = _LAST_KERNELS[call.node.kind]
     value, order = _last(call)
@@ -185,7 +190,7 @@ def _softmax(call: Call) -> Tensor:
     return call.graph.reshape(call.graph.transpose(made, order), call.shape())
 
 
-@operator("Hardmax", rule=_softmax_rule)
+@operator("Hardmax", rule=_softmax_rule, limits="no free axis; before version 13 no free size behind the axis")
 def _hardmax(call: Call) -> Tensor:
     graph, (value, order) = call.graph, _last(call)
     places = graph.add("ARG_MAX", [value, graph.constant(value.rank - 1, np.int32)], value.shape[:-1], np.int32, outputType=2)

@@ -11,16 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.convert.tfl import layout as layouts
+from toolkit.convert.tfl.facts import COMMON
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.layout import Demand
 from toolkit.convert.tfl.lower import Call, channels_first, either, operator
 from toolkit.convert.tfl.program import FREE, TYPINGS, Node, Program, Type, Unsupported
 
+_DELEGATED = {"float32", "int8"}
 _SLICED_RANK = 5  # as far as the kernels of SLICE and STRIDED_SLICE go
 # Reductions over places that are only known at run time compare every update with every place.
 _MOST_COMPARED = 1 << 22
 _COMBINED = {"add": "ADD", "mul": "MUL", "max": "MAXIMUM", "min": "MINIMUM"}
 _REDUCED = {"mul": "REDUCE_PROD", "max": "REDUCE_MAX", "min": "REDUCE_MIN"}
+_SCATTERING = "known sizes; mul, max and min at places that are computed only if they are few; truth values are not combined"
 
 
 def take(graph: Graph, value: Tensor, places: Sequence[int] | np.ndarray, axis: int) -> Tensor:
@@ -48,12 +51,28 @@ def sliced(graph: Graph, value: Tensor, bounds: Sequence[tuple[int, int, int]]) 
     shape = [count for _, count, _ in bounds]
     if all(step == 1 or count == 1 for _, count, step in bounds):
         return graph.slice(value, [start for start, _, _ in bounds], shape)
+    if value.dtype.name in _DELEGATED:
+        value, bounds = _by_step(graph, value, bounds)
+        if all(step == 1 or count == 1 for _, count, step in bounds):
+            return graph.slice(value, [start for start, _, _ in bounds], shape)
     ends = [start + (count - 1) * step + (1 if step > 0 else -1) for start, count, step in bounds]
     # An end before the first element cannot be written down, as -1 is the last one; a free size has none either.
     open_ended = sum(1 << axis for axis, end in enumerate(ends) if end < 0 or shape[axis] == FREE)
     operands = [graph.integers(numbers) for numbers in ([start for start, _, _ in bounds], ends, [step for _, _, step in bounds])]
     masks = {"beginMask": 0, "endMask": open_ended, "ellipsisMask": 0, "newAxisMask": 0, "shrinkAxisMask": 0}
     return graph.add("STRIDED_SLICE", [value, *operands], shape, **masks)
+
+
+def _by_step(graph: Graph, value: Tensor, bounds: Sequence[tuple[int, int, int]]) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Takes every n-th element as one column of rows of n, which delegates know, where the axis has whole rows."""
+    left = list(bounds)
+    for axis, (start, count, step) in enumerate(bounds):
+        if value.rank < _SLICED_RANK and step > 1 and start < step and count * step == value.shape[axis]:
+            rows = graph.reshape(value, (*value.shape[:axis], count, step, *value.shape[axis + 1 :]))
+            starts = [start if place == axis + 1 else 0 for place in range(rows.rank)]
+            column = graph.slice(rows, starts, (*rows.shape[: axis + 1], 1, *rows.shape[axis + 2 :]))
+            value, left[axis] = graph.reshape(column, (*value.shape[:axis], count, *value.shape[axis + 1 :])), (0, count, 1)
+    return value, left
 
 
 def from_start(graph: Graph, places: Tensor, sizes: int | Sequence[int]) -> Tensor:
@@ -79,7 +98,7 @@ def gathering(node: Node, program: Program) -> Demand:
     return Demand(None, (node.inputs[0],), (node.outputs[0],) if kept else ())
 
 
-@operator("Gather", rule=gathering)
+@operator("Gather", rule=gathering, dtypes=COMMON, limits="not from a free axis")
 def _gather(call: Call) -> Tensor:
     graph, value, rank = call.graph, call.x(0), len(call.type(0).shape)
     axis = call.axis(call.attribute("axis", 0), rank)
@@ -90,7 +109,7 @@ def _gather(call: Call) -> Tensor:
     return graph.add("GATHER", [value, places], wanted, axis=axis, batchDims=0)
 
 
-@operator("GatherElements")
+@operator("GatherElements", dtypes=COMMON, limits="known sizes")
 def _gather_elements(call: Call) -> Tensor:
     value = call.x(0)
     places = _flat_places(call, call.x(1), value.shape)
@@ -130,7 +149,7 @@ def _rows(graph: Graph, value: Tensor, places: Tensor) -> Tensor:
     return graph.add("GATHER", [value, places], (*places.shape, *value.shape[1:]), axis=0, batchDims=0)
 
 
-@operator("GatherND")
+@operator("GatherND", dtypes=COMMON, limits="known sizes")
 def _gather_nd(call: Call) -> Tensor:
     value, batch = call.x(0), call.attribute("batch_dims", 0)
     places, picked = _row_places(call, call.x(1), value.shape, batch)
@@ -155,7 +174,7 @@ def _row_places(call: Call, places: Tensor, shape: Sequence[int], batch: int) ->
     return _flat(graph, _sum(graph, flat, 1, offsets.reshape(offsets.shape + (1,) * (flat.rank - batch)))), batch + width
 
 
-@operator("ScatterElements", "Scatter")
+@operator("ScatterElements", "Scatter", dtypes=COMMON, limits=_SCATTERING)
 def _scatter_elements(call: Call) -> Tensor:
     value, updates = call.x(0), call.x(2)
     places = _flat_places(call, call.x(1), value.shape)
@@ -163,7 +182,7 @@ def _scatter_elements(call: Call) -> Tensor:
     return call.graph.reshape(made, call.shape())
 
 
-@operator("ScatterND")
+@operator("ScatterND", dtypes=COMMON, limits=_SCATTERING)
 def _scatter_nd(call: Call) -> Tensor:
     graph, value, updates = call.graph, call.x(0), call.x(2)
     places, picked = _row_places(call, call.x(1), value.shape, 0)
@@ -267,7 +286,7 @@ def compressing(node: Node, program: Program) -> Demand:
     return either(node, program) if "axis" in node.attributes else channels_first(node, program)
 
 
-@operator("Compress", rule=compressing)
+@operator("Compress", rule=compressing, dtypes=COMMON, limits="a constant condition; not from a free axis")
 def _compress(call: Call) -> Tensor:
     value, places = call.x(0), np.flatnonzero(call.constant(1))
     axis = call.attribute("axis")

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.convert.tfl import layout as layouts
+from toolkit.convert.tfl.facts import COMMON, NUMBERS, WIDE
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.layout import Demand
 from toolkit.convert.tfl.lower import Call, carried, channels_first, channels_last, either, operator
 from toolkit.convert.tfl.operators.indexing import sliced, take
 from toolkit.convert.tfl.program import FREE, Node, Program, Unsupported
+
+_SLICED = {"float32", "int8", "bool"}  # the last because SPLIT has no kernel for it
+_MOST_JOINED = 5
 
 
 def reshaping(node: Node, program: Program) -> Demand:
@@ -24,7 +28,7 @@ def reshaping(node: Node, program: Program) -> Demand:
     return channels_first(node, program)
 
 
-@operator("Reshape", "Flatten", "Squeeze", "Unsqueeze", rule=reshaping)
+@operator("Reshape", "Flatten", "Squeeze", "Unsqueeze", rule=reshaping, limits="constant sizes or axes")
 def _reshape(call: Call) -> Tensor:
     return call.graph.reshape(call.x(0), call.shape())
 
@@ -50,13 +54,13 @@ def _transpose(call: Call) -> Tensor:
     return value if demand.moves else call.graph.transpose(value, order)
 
 
-@operator("Concat", rule=either)
+@operator("Concat", rule=either, dtypes=WIDE)
 def _concat(call: Call) -> Tensor:
     rank = len(call.result().shape)
     return call.graph.add("CONCATENATION", call.xs(), call.shape(), axis=call.axis(call.attribute("axis"), rank))
 
 
-@operator("Slice", rule=either)
+@operator("Slice", rule=either, limits="constant bounds; no part of a free axis")
 def _slice(call: Call) -> Tensor:
     value, rank = call.x(0), len(call.type(0).shape)
     starts, ends = call.numbers(1, "starts"), call.numbers(2, "ends")
@@ -86,7 +90,7 @@ def _bounds(size: int, start: int, end: int, step: int, wanted: int) -> tuple[in
     return places.start if len(places) else 0, len(places), step
 
 
-@operator("Split", rule=either)
+@operator("Split", rule=either, dtypes=COMMON, limits="constant sizes; not along a free axis")
 def _split(call: Call) -> list[Tensor]:
     graph, value, rank = call.graph, call.x(0), len(call.type(0).shape)
     axis = call.axis(call.attribute("axis", 0), rank)
@@ -94,8 +98,8 @@ def _split(call: Call) -> list[Tensor]:
     shapes = [(*value.shape[:axis], size, *value.shape[axis + 1 :]) for size in sizes]
     if len(sizes) == 1:
         return [value]
-    if 0 in sizes or value.dtype == np.bool_:
-        starts = np.cumsum([0, *sizes])
+    starts = np.cumsum([0, *sizes])
+    if 0 in sizes or value.dtype.name in _SLICED:  # slices are delegated, splits are not
         made = [take(graph, value, np.arange(start, start + size), axis) for start, size in zip(starts, sizes, strict=False)]
     elif len(set(sizes)) == 1:
         made = graph.add_many("SPLIT", [graph.constant(np.int32(axis)), value], [(shape, value.dtype) for shape in shapes], numSplits=len(sizes))
@@ -119,7 +123,7 @@ def _parts(call: Call, size: int) -> list[int]:
     return [min(part, max(0, size - part * number)) for number in range(count)]
 
 
-@operator("Pad", rule=either)
+@operator("Pad", rule=either, dtypes=COMMON, limits="constant pads; not along a free axis; crops in the mode constant alone")
 def _pad(call: Call) -> Tensor:
     graph, value, rank = call.graph, call.x(0), len(call.type(0).shape)
     mode, given = call.attribute("mode", "constant"), call.numbers(1, "pads")
@@ -173,7 +177,7 @@ def _pad_copies(graph: Graph, value: Tensor, edges: Sequence[tuple[int, int]], m
     return value
 
 
-@operator("Expand", rule=either)
+@operator("Expand", rule=either, dtypes=WIDE, limits="a constant shape; nothing is repeated as often as there are samples")
 def _expand(call: Call) -> Tensor:
     rank = len(call.result().shape)
     value = call.spread(call.x(0), rank, given=len(call.type(0).shape) == rank)
@@ -183,7 +187,7 @@ def _expand(call: Call) -> Tensor:
     return tiled(call.graph, full, [1 if size == have else size for size, have in zip(call.shape(), full.shape, strict=True)])
 
 
-@operator("Tile", rule=either)
+@operator("Tile", rule=either, dtypes=WIDE, limits="constant repeats; not along a free axis")
 def _tile(call: Call) -> Tensor:
     return tiled(call.graph, call.x(0), call.ordered(call.numbers(1, "repeats")))
 
@@ -195,10 +199,13 @@ def tiled(graph: Graph, value: Tensor, times: Sequence[int]) -> Tensor:
     if any(size == FREE and count != 1 for size, count in zip(value.shape, times, strict=True)):
         raise Unsupported("repeats an axis whose size is free at run time")
     shape = [size * count for size, count in zip(value.shape, times, strict=True)]
+    repeated = [axis for axis, count in enumerate(times) if count > 1]
+    if len(repeated) == 1 and times[repeated[0]] <= _MOST_JOINED:  # which is delegated, as TILE is not
+        return graph.add("CONCATENATION", [value] * times[repeated[0]], shape, axis=repeated[0])
     return graph.add("TILE", [value, graph.integers(times)], shape)
 
 
-@operator("DepthToSpace", "SpaceToDepth", rule=channels_last)
+@operator("DepthToSpace", "SpaceToDepth", rule=channels_last, dtypes=NUMBERS)
 def _blocks(call: Call) -> Tensor:
     graph, value, block = call.graph, call.x(0), call.attribute("blocksize")
     # In this mode ONNX counts the places of a block fastest, but the kernels the channels.
@@ -211,13 +218,13 @@ def _blocks(call: Call) -> Tensor:
     return graph.add("DEPTH_TO_SPACE", [value], call.shape(), blockSize=block)
 
 
-@operator("EyeLike")
+@operator("EyeLike", limits="known sizes")
 def _eye(call: Call) -> Tensor:
     rows, columns = call.known(call.result().shape, "a size of the matrix")
     return call.graph.constant(np.eye(rows, columns, call.attribute("k", 0), carried(call.result().dtype)))
 
 
-@operator("Trilu")
+@operator("Trilu", limits="a constant k; matrices of a known size")
 def _trilu(call: Call) -> Tensor:
     graph, value = call.graph, call.x(0)
     above = call.attribute("upper", 1)
@@ -232,7 +239,7 @@ def _trilu(call: Call) -> Tensor:
     return graph.reshape(graph.add("SELECT_V2", operands, low.shape, value.dtype), value.shape)
 
 
-@operator("OneHot")
+@operator("OneHot", typed=2, dtypes=COMMON, limits="constant depth and values")
 def _one_hot(call: Call) -> Tensor:
     graph, depth = call.graph, int(call.constant(1).reshape(-1)[0])
     places = graph.cast(call.x(0), np.int32)
@@ -245,7 +252,7 @@ def _one_hot(call: Call) -> Tensor:
     return graph.add("ONE_HOT", operands, call.shape(), on.dtype, axis=axis if axis >= 0 else axis + len(call.shape()))
 
 
-@operator("ReverseSequence")
+@operator("ReverseSequence", dtypes=NUMBERS)
 def _reverse_sequence(call: Call) -> Tensor:
     time, batch = call.attribute("time_axis", 0), call.attribute("batch_axis", 1)
     return call.graph.add("REVERSE_SEQUENCE", [call.x(0), call.x(1)], call.shape(), seqDim=time, batchDim=batch)
