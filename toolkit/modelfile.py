@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from toolkit import onnx_external
@@ -49,6 +51,14 @@ def files(path: Path) -> list[Path]:
         if len(found) > MOST_FILES:
             raise InputRejected(f"has more than {MOST_FILES:,} files", where=str(path), hint="give the folder of one model")
     return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+
+
+def mentions(path: Path, words: Iterable[bytes]) -> bool:
+    """Whether a file holds one of some words: a quick look, before anything is read properly."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(word) >= 0 for word in words)
 
 
 def size_bytes(path: Path) -> int:

@@ -205,3 +205,16 @@ def test_a_model_with_weights_in_another_file_is_one_thing(tmp_path):
     (tmp_path / "m.data").unlink()
     with pytest.raises(errors.InputRejected, match=r"'m\.data' is missing; at least 64 bytes are expected there"):
         toolkit.evaluate(path, data, target="desktop-ort", store=store)
+
+
+def test_a_quantized_onnx_file_becomes_a_quantized_tflite_file(live, images, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("ai_edge_litert")
+    float_file = toolkit.export(live, {"image": images[:8]}, format="onnx", output=tmp_path / "model.onnx")
+    quantized = toolkit.quantize(float_file, calibration={"image": images[:100]}, output=tmp_path / "int8.onnx")
+    made = toolkit.export(quantized.path, {"image": images[100:164]}, format="tflite", output=tmp_path / "int8.tflite")
+    assert made.scheme == "static_wi8_ai8"
+    assert toolkit.inspect(made.path).weight_bytes.keys() <= {"int8", "int32"}
+    # without its manifest it is what its bytes say
+    (tmp_path / "int8.onnx.manifest.json").unlink()
+    assert toolkit.export(quantized.path, {"image": images[100:164]}, format="tflite", output=tmp_path / "found.tflite").scheme == "static_wi8_ai8"

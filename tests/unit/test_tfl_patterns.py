@@ -180,3 +180,20 @@ def test_every_nth_element(tmp_path: Path, start: int, step: int, axis: int) -> 
     bounds = {"start": np.array([start]), "end": np.array([1000]), "axis": np.array([axis]), "step": np.array([step])}
     operators = agree(tmp_path, [node("Slice", ["x", "start", "end", "axis", "step"], ["y"])], {"x": X}, constants=bounds)
     assert (operators["STRIDED_SLICE"] == 0) == (X.shape[axis] % step == 0)
+
+
+def test_integers_are_not_overwritten_before_they_are_read(tmp_path: Path) -> None:
+    """A graph of which LiteRT's memory planner makes wrong numbers as it stands."""
+    constants = {"flat": np.array([12]), "bits": np.int32(3)}
+    nodes = [
+        node("BitwiseXor", ["x", "bits"], ["a"]),
+        node("Sub", ["x", "a"], ["b"]),
+        node("Reshape", ["b", "flat"], ["c"]),
+        node("Reshape", ["x", "flat"], ["d"]),
+        node("Add", ["b", "b"], ["e"]),
+        node("Add", ["c", "d"], ["f"]),
+        node("Sub", ["e", "b"], ["g"]),
+        node("BitwiseXor", ["f", "bits"], ["y"]),
+        node("BitwiseXor", ["g", "bits"], ["z"]),
+    ]
+    agree(tmp_path, nodes, {"x": np.arange(12, dtype=np.int32).reshape(2, 6)}, ["y", "z"], constants, 18)

@@ -43,7 +43,9 @@ def export(
         list[str] | None, typer.Option("--rewrite", help="A rewrite that may be applied: see edgekit doctor. Repeatable.", show_default=False)
     ] = None,
     no_clean_up: Annotated[bool, typer.Option("--no-clean-up", help="Leave the graph as the exporter wrote it.")] = False,
-    min_sqnr_db: Annotated[float, typer.Option("--min-sqnr-db", help="Lowest signal-to-noise ratio against the source.")] = 60.0,
+    min_sqnr_db: Annotated[
+        float | None, typer.Option("--min-sqnr-db", help="Lowest signal-to-noise ratio against the source.", show_default="60; 20 for an int8 source")
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Convert a model, and compare it with its source.

@@ -33,12 +33,14 @@ class Program:
         file: The program file.
         signature: Its signature, or the fact that will tell it.
         expected: Folder with the source's inputs and outputs on real samples.
+        scheme: What its numbers are, which conversion keeps.
     """
 
     format: str
     file: Need | Path
     signature: Signature | Fact
     expected: Need | Path
+    scheme: str = "float32"
 
 
 def of_source(format: str) -> Program:
@@ -168,7 +170,7 @@ def _absent(route: plugins.Route) -> Attempt:
 
 def _alternative(route: plugins.Route, program: Program, wanted: Conversion, parity: Parity) -> Step:
     asked = {name: value for name, value in wanted.model_dump(mode="json").items() if name in wanted.asked() and name in knows(route)}
-    checks, not_checked = _checks(route.format, program.expected, wanted, parity)
+    checks, not_checked = _checks(route.format, program, wanted, parity)
     needs, files = wire("program", program.file)
     derived = {"signature": program.signature} if isinstance(program.signature, Fact) else {}
     signature = {} if isinstance(program.signature, Fact) else {"signature": program.signature.model_dump(mode="json")}
@@ -186,18 +188,18 @@ def _alternative(route: plugins.Route, program: Program, wanted: Conversion, par
     )
 
 
-def _checks(format: str, expected: Need | Path, wanted: Conversion, parity: Parity) -> tuple[tuple[Check, ...], dict[str, str]]:
+def _checks(format: str, program: Program, wanted: Conversion, parity: Parity) -> tuple[tuple[Check, ...], dict[str, str]]:
     """What a converted file must pass, and what cannot be checked here: a format may have nothing that runs it, or reads it."""
     checks, not_checked = [], {}
     runtime = _runtime(format)
     if runtime is None:
         not_checked["parity"] = f"no runtime executes {format} on this machine"
     else:
-        checks.append(_parity(format, runtime, expected, wanted, parity))
+        checks.append(_parity(format, runtime, program.expected, wanted, parity))
     if runtime is None and plugins.find_reader(format) is None:
         not_checked["audit"] = f"no reader for {format}"
     else:
-        checks.append(audit(format, "float32"))
+        checks.append(audit(format, program.scheme))
     return tuple(checks), not_checked
 
 

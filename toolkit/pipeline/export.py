@@ -31,6 +31,7 @@ from toolkit.pipeline.single import (
     check_bytes,
     check_name,
     on_disk,
+    open_model,
     output_path,
     read_manifest,
     run_steps,
@@ -39,6 +40,10 @@ from toolkit.pipeline.steps import Step, model_file
 from toolkit.sources import variants
 from toolkit.store import Store
 from toolkit.worker import Workers
+
+_REAL = (FLOAT, "float16")
+_ROUNDED_SQNR_DB = 20.0
+_QUANTIZING = (b"DequantizeLinear", b"QLinear", b"MatMulInteger", b"ConvInteger")
 
 
 def export(
@@ -58,7 +63,7 @@ def export(
     batch_sizes: Sequence[int] = (),
     rewrites: Sequence[str] = (),
     clean_up: bool = True,
-    min_sqnr_db: float = 60.0,
+    min_sqnr_db: float | None = None,
     store: Store | None = None,
     listener: Listener | None = None,
 ) -> Artifact:
@@ -86,7 +91,8 @@ def export(
         batch_sizes: Batch sizes that one file shall take, each as a signature of its own.
         rewrites: Names of the rewrites that may be applied to what the target cannot execute.
         clean_up: Whether the graph is simplified where that changes no output.
-        min_sqnr_db: Lowest signal-to-noise ratio against the source, in dB.
+        min_sqnr_db: Lowest signal-to-noise ratio against the source, in dB; 60 by default, 20 for a source that computes with integers,
+            which runtimes round differently.
         store: Where stage outputs are kept; the user's cache by default.
         listener: Who hears about progress.
 
@@ -109,7 +115,7 @@ def export(
         hint = "name a model like torchvision:mobilenet_v2, or leave them out"
         raise ConfigError("weights and task go with the name of a collection's model", where="weights" if weights is not None else "task", hint=hint)
     with Workers() as workers:
-        wanted = _Wanted(format, output, name, tuple(output_names), conversion, _parity(min_sqnr_db), store, listener, workers)
+        wanted = _Wanted(format, output, name, tuple(output_names), conversion, _parity(min_sqnr_db, FLOAT), min_sqnr_db, store, listener, workers)
         if by_name:
             return _from_name(replace(by_name, weights=origins.weights_of(weights), task=task), example_inputs, wanted)
         return _from_path(Path(model), example_inputs, wanted) if isinstance(model, str | Path) else _from_object(model, example_inputs, wanted)
@@ -136,12 +142,13 @@ class _Wanted:
     output_names: tuple[str, ...]
     conversion: Conversion
     parity: Parity
+    min_sqnr_db: float | None
     store: Store | None
     listener: Listener | None
     workers: Workers
 
-    def path(self, name: str, source: Path | None = None) -> Path:
-        return output_path(self.output, name, FLOAT, self.format, source)
+    def path(self, name: str, source: Path | None = None, scheme: str = FLOAT) -> Path:
+        return output_path(self.output, name, scheme, self.format, source)
 
     def convert(self, program: Program) -> tuple[Step, ...]:
         return convert(program, self.format, self.conversion, self.parity)
@@ -149,11 +156,13 @@ class _Wanted:
     def run(self, steps: list[Step]) -> dict[str, Result]:
         return run_steps(steps, self.store, self.listener, workers=self.workers)
 
-    def deliver(self, made: Mapping[str, Result], steps: Sequence[Step], out: Path, name: str, parent_sha256: str, **evidence: Any) -> Artifact:
+    def deliver(
+        self, made: Mapping[str, Result], steps: Sequence[Step], out: Path, name: str, parent_sha256: str, scheme: str = FLOAT, **evidence: Any
+    ) -> Artifact:
         *before, last = (made[step.id] for step in steps)
         if before:
             evidence["via"] = [one.facts["made_by"] for one in before]
-        return deliver.deliver_model(last, out, name=name, format=self.format, scheme=FLOAT, parent_sha256=parent_sha256, evidence=evidence)
+        return deliver.deliver_model(last, out, name=name, format=self.format, scheme=scheme, parent_sha256=parent_sha256, evidence=evidence)
 
 
 def _conversion(**options: Any) -> Conversion:
@@ -163,7 +172,9 @@ def _conversion(**options: Any) -> Conversion:
         raise explain(Conversion, error, "export") from error
 
 
-def _parity(min_sqnr_db: float) -> Parity:
+def _parity(min_sqnr_db: float | None, scheme: str) -> Parity:
+    if min_sqnr_db is None:
+        return Parity() if scheme in _REAL else Parity(min_sqnr_db=_ROUNDED_SQNR_DB)
     if not math.isfinite(min_sqnr_db):
         hint = "float routes measure 100 dB and more; 60 is usual"
         raise ConfigError(f"expected a number of dB, found {min_sqnr_db}", where="min_sqnr_db", hint=hint)
@@ -217,15 +228,24 @@ def _from_name(model: origins.Named, samples: Samples | None, wanted: _Wanted) -
 def _from_file(file: Path, samples: Samples | None, wanted: _Wanted) -> Artifact:
     """Records what a model file computes, and converts it."""
     source_format = check_bytes(file)
-    converting = wanted.convert(of_source(source_format))
+    scheme = _scheme(file, source_format, wanted.store)
+    wanted = replace(wanted, parity=_parity(wanted.min_sqnr_db, scheme))
+    converting = wanted.convert(replace(of_source(source_format), scheme=scheme))
     name = wanted.name or file.resolve().name.split(".")[0]
-    out = wanted.path(name, file)
-    read_manifest(file)  # which must fit, where there is one
+    out = wanted.path(name, file, scheme)
     with on_disk(samples) if samples is not None else nullcontext() as path:
-        source = origins.from_file(file, source_format, wanted.parity, wanted.conversion, path, wanted.output_names)
+        source = origins.from_file(file, source_format, wanted.parity, wanted.conversion, path, wanted.output_names, scheme=scheme)
         results = wanted.run([source, *converting])
     evidence = {**deliver.source_evidence(results["source"].facts), "parity_inputs": "real samples" if samples is not None else "random"}
-    return wanted.deliver(results, converting, out, name, modelfile.sha256(file), **evidence)
+    return wanted.deliver(results, converting, out, name, modelfile.sha256(file), scheme, **evidence)
+
+
+def _scheme(file: Path, format: str, store: Store | None) -> str:
+    """What a file's numbers are: by its manifest, or, where an ONNX file names operators that quantize, by what is read back from it."""
+    manifest = read_manifest(file)
+    if manifest is not None and manifest.scheme != "unknown":
+        return manifest.scheme
+    return open_model(file, store)[0].scheme if format == "onnx" and modelfile.mentions(file, _QUANTIZING) else FLOAT
 
 
 def _from_object(model: Any, examples: Any, wanted: _Wanted) -> Artifact:

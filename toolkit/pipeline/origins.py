@@ -129,13 +129,15 @@ def from_name(model: Named, parity: Parity, wanted: Conversion, data: Need | Pat
     return Step("source", STAGE, options, needs=needs, files=files, plugins=used, preload=plugins.preload(source))
 
 
-def from_file(file: Path, format: str, parity: Parity, wanted: Conversion, data: Need | Path | None, outputs: tuple[str, ...] = ()) -> Step:
+def from_file(
+    file: Path, format: str, parity: Parity, wanted: Conversion, data: Need | Path | None, outputs: tuple[str, ...] = (), *, scheme: str = "float32"
+) -> Step:
     """A model file taken as it is, together with its outputs on real samples; on random ones where there are none."""
     runtime = plugins.runtime_for(format)
     options = {"file": True, "format": format, "runtime": runtime.name, **_common(outputs, parity, wanted)}
     needs, files = wire("data", data) if data is not None else ({}, {})
     files = {"model": file, **files}
-    return Step("source", STAGE, options, needs=needs, files=files, plugins=(runtime,), checks=(audit(format, "float32"),))
+    return Step("source", STAGE, options, needs=needs, files=files, plugins=(runtime,), checks=(audit(format, scheme),))
 
 
 def check_dynamic(source: plugins.Source, wanted: Conversion) -> None:

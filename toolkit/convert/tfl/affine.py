@@ -65,7 +65,7 @@ def split(operator: Operator) -> tuple[Tensor | None, Tensor | None]:
 def _per_channel(constant: Tensor, shape: tuple[int, ...]) -> np.ndarray | None:
     assert constant.data is not None
     sizes = constant.shape or (1,)
-    if any(size != 1 for size in sizes[:-1]) or sizes[-1] not in (1, shape[-1]) or len(sizes) > len(shape):
+    if len(sizes) > len(shape) or any(size != 1 for size in sizes[:-1]) or sizes[-1] not in (1, shape[-1]):
         return None
     return np.broadcast_to(constant.data.reshape(-1), (shape[-1],)).astype(np.float32)
 

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from toolkit.convert.tfl import affine, products
-from toolkit.convert.tfl.graph import Graph, Tensor, makers_of, readers_of
+from toolkit.convert.tfl.graph import Graph, Operator, Tensor, makers_of, readers_of
 
 _ACTIVATIONS = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}  # schema.ActivationFunctionType
 _ACTIVATED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "DIV", "AVERAGE_POOL_2D", "MAX_POOL_2D"}
+
+_OVERWRITING = {"ADD", "SUB", "MUL", "DIV"}
+_NOT_DELEGATED = {"int32", "uint32", "int64", "uint64"}
 
 
 def clean(graph: Graph, quantized: Container[str] = ()) -> None:
@@ -20,11 +23,34 @@ def clean(graph: Graph, quantized: Container[str] = ()) -> None:
         for inner in operator.graphs:
             clean(inner, quantized)
     _drop_dead(graph)
+    _share(graph)
+    _reduce_at_once(graph)
     while affine.fold(graph, quantized) or products.fold(graph) or _join(graph):
         _drop_dead(graph)
     _activate(graph)
     _pad_with_zeros(graph)
     _drop_dead(graph)
+    _keep_apart(graph)
+
+
+def _keep_apart(graph: Graph) -> None:
+    """Copies what LiteRT's memory planner would let be overwritten.
+
+    It gives a RESHAPE the memory of its input, and a sum or product that of the operand that nobody else reads, even where that is such a
+    RESHAPE whose input is read later on (LiteRT 2.1; 5 of 5,000 random graphs gave wrong numbers, none with this copy). Delegated
+    operators have memory of their own, so real numbers need no copy.
+    """
+    readers, shared = readers_of(graph), set[int]()
+    for operator in list(graph.operators):
+        if operator.kind == "RESHAPE" and (readers[id(operator.inputs[0])] > 1 or id(operator.inputs[0]) in shared):
+            shared.add(id(operator.outputs[0]))
+        if operator.kind not in _OVERWRITING or operator.outputs[0].dtype.name not in _NOT_DELEGATED:
+            continue
+        for place, one in enumerate(operator.inputs):
+            if one is not None and id(one) in shared:
+                copy = Tensor(one.name, one.shape, one.dtype)
+                graph.operators.insert(graph.operators.index(operator), Operator("CAST", [one], [copy], origin=operator.origin))
+                operator.inputs[place] = copy
 
 
 def _pad_with_zeros(graph: Graph) -> None:
@@ -50,6 +76,36 @@ def _drop_dead(graph: Graph) -> None:
             kept.append(operator)
             used |= {id(one) for one in operator.inputs if one is not None}
     graph.operators = kept[::-1]
+
+
+def _share(graph: Graph) -> None:
+    """Lets operators that compute the same be one."""
+    known: dict[Any, list[Tensor]] = {}
+    replaced: dict[int, Tensor] = {}
+    outputs = {id(one) for one in graph.outputs}
+    for operator in graph.operators:
+        operator.inputs = [replaced.get(id(one), one) if one is not None else None for one in operator.inputs]
+        if operator.graphs or any(id(one) in outputs for one in operator.outputs):
+            continue
+        types = tuple((one.shape, one.dtype.name, id(one.quantization)) for one in operator.outputs)
+        first = known.setdefault((operator.kind, tuple(map(id, operator.inputs)), repr(sorted(operator.options.items())), types), operator.outputs)
+        replaced |= {id(one): kept for one, kept in zip(operator.outputs, first, strict=True) if one is not kept}
+
+
+def _reduce_at_once(graph: Graph) -> None:
+    """Lets a reduction drop its axes itself where all that follows is a reshape that does."""
+    readers, makers = readers_of(graph), makers_of(graph)
+    for operator in graph.operators:
+        before = makers.get(id(operator.inputs[0])) if operator.kind == "RESHAPE" else None
+        if before is None or not before.options.get("keepDims") or readers[id(before.outputs[0])] > 1:
+            continue
+        value, axes = before.inputs[0], before.inputs[1]
+        assert value is not None and axes is not None and axes.data is not None
+        dropped = {int(axis) % value.rank for axis in axes.data.reshape(-1)}
+        if operator.outputs[0].shape == tuple(size for axis, size in enumerate(value.shape) if axis not in dropped):
+            before.options["keepDims"] = False
+            before.outputs[0], operator.outputs[0] = operator.outputs[0], before.outputs[0]
+    _drop_dead(graph)
 
 
 def _join(graph: Graph) -> bool:

@@ -53,11 +53,24 @@ def _renamed(inner: Any, names: dict[str, str], prefix: str, layer: str, attribu
     made.output.extend(names.setdefault(name, f"{prefix}{name}") if name else "" for name in inner.output)
     made.name = f"{layer}/{inner.op_type}"
     for one in inner.attribute:
-        if not one.ref_attr_name:
-            made.attribute.append(one)
-        elif one.ref_attr_name in attributes:
-            copied = onnx.AttributeProto()
-            copied.CopyFrom(attributes[one.ref_attr_name])
-            copied.name = one.name
+        copied = onnx.AttributeProto()
+        copied.CopyFrom(attributes.get(one.ref_attr_name, one) if one.ref_attr_name else one)
+        copied.name = one.name
+        if one.HasField("g"):
+            _rename_inside(copied.g, names, prefix, layer, attributes)
+        if not copied.ref_attr_name:  # one that nobody gave is left out
             made.attribute.append(copied)
     return made
+
+
+def _rename_inside(graph: Any, names: Mapping[str, str], prefix: str, layer: str, attributes: Mapping[str, Any]) -> None:
+    """Renames what a graph inside a node takes, makes and sees of the values around it."""
+    own = dict(names)
+    for one in (*graph.input, *graph.initializer):
+        own[one.name] = f"{prefix}{one.name}"
+        one.name = own[one.name]
+    nodes = [_renamed(node, own, prefix, layer, attributes) for node in graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for one in graph.output:
+        one.name = own.get(one.name, f"{prefix}{one.name}")

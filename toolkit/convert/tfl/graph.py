@@ -151,6 +151,9 @@ class Graph:
 
     def copy(self, value: Tensor) -> Tensor:
         """Returns a tensor of its own with the same content: an output may be neither an input, nor a constant, nor another output."""
+        if value.data is not None and not value.size:  # a constant without elements is taken for none
+            whole = self.constant(np.zeros([max(1, size) for size in value.shape], value.dtype))
+            return self.slice(whole, [0] * value.rank, value.shape)
         made = self.add("RESHAPE", [value, self.integers(value.shape)], value.shape, newShape=list(value.shape))
         made.quantization = value.quantization
         return made

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from toolkit.convert.tfl.graph import Graph, Operator, Quantization, Tensor
+from toolkit.convert.tfl import unsigned
+from toolkit.convert.tfl.graph import Graph, Operator, Quantization, Tensor, makers_of
 from toolkit.convert.tfl.program import Node, Quantized
 
 _SIGNED = np.dtype(np.int8)
@@ -46,25 +47,24 @@ def integrate(graph: Graph, quantized: Mapping[str, Quantized]) -> int:
     Returns:
         How many operators compute with integers now.
     """
+    makers = makers_of(graph)
     for operator in list(graph.operators):
-        _sink(graph, operator)
+        _sink(graph, operator, makers)
     for operator in reversed(list(graph.operators)):
-        _hoist(graph, operator)
+        _hoist(graph, operator, makers)
     pass_ = _Pass(graph, quantized)
     changed = sum(pass_.integer(operator) for operator in list(graph.operators))
     for operator in list(graph.operators):
         pass_.cancel(operator)
         pass_.store(operator)
+    if pass_.unsigned:
+        unsigned.convert(graph)
     return changed
 
 
-def _maker(graph: Graph, tensor: Tensor | None) -> Operator | None:
-    return next((operator for operator in graph.operators if tensor in operator.outputs), None) if tensor is not None else None
-
-
-def _sink(graph: Graph, operator: Operator) -> None:
+def _sink(graph: Graph, operator: Operator, makers: dict[int, Operator]) -> None:
     """Lets what only picks values pick integers: the DEQUANTIZE before it goes behind it."""
-    before = _maker(graph, operator.inputs[0]) if operator.kind in _PICKING else None
+    before = makers.get(id(operator.inputs[0])) if operator.kind in _PICKING else None
     if before is None or before.kind != "DEQUANTIZE" or before.inputs[0] is None or before.inputs[0].data is not None:
         return
     source, result = before.inputs[0], operator.outputs[0]
@@ -72,11 +72,12 @@ def _sink(graph: Graph, operator: Operator) -> None:
     operator.inputs, operator.outputs = [source, *operator.inputs[1:]], [integers]
     behind = Operator("DEQUANTIZE", [integers], [result], origin=operator.origin)
     graph.operators.insert(graph.operators.index(operator) + 1, behind)
+    makers |= {id(integers): operator, id(result): behind}
 
 
-def _hoist(graph: Graph, operator: Operator) -> None:
+def _hoist(graph: Graph, operator: Operator, makers: dict[int, Operator]) -> None:
     """Lets a QUANTIZE go before what only picks values, where nobody else reads those."""
-    before = _maker(graph, operator.inputs[0]) if operator.kind == "QUANTIZE" else None
+    before = makers.get(id(operator.inputs[0])) if operator.kind == "QUANTIZE" else None
     if before is None or before.kind not in _PICKING or before.outputs[0] in graph.outputs or operator.inputs[0].dtype != np.float32:  # type: ignore[union-attr]
         return
     readers = [one for one in graph.operators if before.outputs[0] in one.inputs]
@@ -84,9 +85,11 @@ def _hoist(graph: Graph, operator: Operator) -> None:
     if len(readers) > 1 or source is None or source.data is not None:
         return
     integers = Tensor(source.name, source.shape, result.dtype, quantization=result.quantization)
-    graph.operators.insert(graph.operators.index(before), Operator("QUANTIZE", [source], [integers], origin=before.origin))
+    earlier = Operator("QUANTIZE", [source], [integers], origin=before.origin)
+    graph.operators.insert(graph.operators.index(before), earlier)
     before.inputs, before.outputs = [integers, *before.inputs[1:]], [result]
     graph.operators.remove(operator)
+    makers |= {id(integers): earlier, id(result): before}
 
 
 class _Pass:
@@ -94,6 +97,7 @@ class _Pass:
 
     def __init__(self, graph: Graph, quantized: Mapping[str, Quantized]) -> None:
         self.graph, self.quantized = graph, quantized
+        self.unsigned = unsigned.wanted(graph, quantized.values())
         self.makers = {id(one): operator for operator in graph.operators for one in operator.outputs}
         self.readers: dict[int, list[Operator]] = {}
         for operator in graph.operators:
@@ -215,10 +219,10 @@ class _Pass:
         if value is None or weight is None or weight.data is None or meaning is None or (bias is not None and bias.data is None):
             return None
         integers = self.integers_of(value, operator, 0)
-        filters = self.stored(weight, meaning, _WEIGHTED[operator.kind])
+        filters = self.stored(weight, meaning, _WEIGHTED[operator.kind], signed=not self.unsigned)
         if integers is None or integers.quantization is None or filters is None or filters.quantization is None:
             return None
-        if np.any(filters.quantization.zero_point):
+        if np.any(filters.quantization.zero_point) and filters.dtype == _SIGNED and not self.unsigned:
             return None
         scales = integers.quantization.scale.astype(np.float64) * filters.quantization.scale.astype(np.float64)
         numbers = np.zeros(weight.shape[_WEIGHTED[operator.kind]]) if bias is None or bias.data is None else bias.data
@@ -229,12 +233,13 @@ class _Pass:
         added.quantization = Quantization(scales.astype(np.float32), np.zeros(len(scales), np.int64))
         return [integers, filters, added]
 
-    def stored(self, value: Tensor, meaning: Quantized, axis: int) -> Tensor | None:
-        """Returns a constant as the signed integers that it was made from; ``None`` where it was changed since."""
+    def stored(self, value: Tensor, meaning: Quantized, axis: int, *, signed: bool = True) -> Tensor | None:
+        """Returns a constant as the integers that it was made from, unsigned ones as signed ones; ``None`` where it was changed since."""
         assert value.data is not None
         if meaning.dtype.name not in ("int8", "uint8"):
             return None
-        shift = 128 if meaning.dtype == np.uint8 else 0
+        shift = 128 if meaning.dtype == np.uint8 and signed else 0
+        limits = np.iinfo(_SIGNED if signed else meaning.dtype)
         scale, zero_point = meaning.scale.astype(np.float32).reshape(-1), meaning.zero_point.astype(np.int64).reshape(-1) - shift
         if scale.size > 1 and scale.size != value.shape[axis]:
             return None
@@ -244,9 +249,9 @@ class _Pass:
         along = (scale.reshape(shape), zero_point.reshape(shape)) if scale.size > 1 else (scale, zero_point)
         exact = value.data / along[0] + along[1]
         integers = np.round(exact)
-        if np.abs(exact - integers).max(initial=0) > 1e-2 or integers.min(initial=0) < -128 or integers.max(initial=0) > 127:
+        if np.abs(exact - integers).max(initial=0) > 1e-2 or integers.min(initial=0) < limits.min or integers.max(initial=0) > limits.max:
             return None
-        return Tensor(value.name, value.shape, _SIGNED, integers.astype(np.int8), Quantization(scale, zero_point, axis))
+        return Tensor(value.name, value.shape, limits.dtype, integers.astype(limits.dtype), Quantization(scale, zero_point, axis))
 
     def store(self, operator: Operator) -> None:
         """Stores the weights of an operator that stays one of real numbers as integers, with a DEQUANTIZE that runs once."""

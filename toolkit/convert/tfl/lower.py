@@ -22,7 +22,14 @@ from toolkit.convert.tfl.program import FREE, Node, Program, Type, Unsupported
 Lowering = Callable[["Call"], "Tensor | Sequence[Tensor | None]"]
 Rule = Callable[[Node, Program], Demand]
 # How values are computed that TFLite has no, or too few, kernels for.
-_CARRIED = {"int64": "int32", "int16": "int32", "int8": "int32", "uint8": "int32", "uint16": "int32", "float16": "float32", "float64": "float32"}
+_CARRIED = {
+    **dict.fromkeys(("int64", "int16", "int8", "int4", "int2", "uint16", "uint8", "uint4"), "int32"),
+    **dict.fromkeys(("float16", "bfloat16", "float64"), "float32"),
+}
+# Those of them that there are kernels of CAST for alone, and what is carried alike.
+_ALIKE = {"bfloat16": "float16", "int4": "int8", "int2": "int8", "uint4": "uint8"}
+# What an output is given in as the source declares it.
+_GIVEN = ("int8", "uint8", "int16", "uint16", "float16", "bfloat16", "int4", "uint4", "int2")
 
 
 # What moves values without looking at them may move quantized ones.
@@ -36,6 +43,7 @@ class Entry:
 
     function: Lowering
     rule: Rule
+    facts: Facts
 
 
 REGISTRY: dict[str, Entry] = {}
@@ -63,7 +71,7 @@ def either(node: Node, program: Program) -> Demand:
     rank = len(program.types[node.outputs[0]].shape)
     names = [name for name in _channelled(node.inputs, program) if len(program.types[name].shape) == rank]
     outputs = _channelled(node.outputs, program)
-    return Demand(None if outputs else "first", tuple(names), outputs)
+    return Demand(None if outputs and names else "first", tuple(names), outputs)
 
 
 def _channelled(names: Sequence[str], program: Program) -> tuple[str, ...]:
@@ -71,14 +79,19 @@ def _channelled(names: Sequence[str], program: Program) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def operator(*kinds: str, rule: Rule = channels_first) -> Callable[[Lowering], Lowering]:
-    """Registers a function for operators, with the rule of their layout."""
+def operator(
+    *kinds: str, rule: Rule = channels_first, dtypes: frozenset[str] = EVERY, typed: int = 0, since: int = 1, limits: str = ""
+) -> Callable[[Lowering], Lowering]:
+    """Registers a function for operators, with the rule of their layout and what :class:`Facts` says of them.
+
+    It is not called for inputs of other types than ``dtypes``: those are refused.
+    """
 
     def register(function: Lowering) -> Lowering:
         for kind in kinds:
             if kind in REGISTRY:
                 raise ValueError(f"{kind} is registered twice")
-            REGISTRY[kind] = Entry(function, rule)
+            REGISTRY[kind] = Entry(function, rule, Facts(dtypes, typed, since, limits))
         return function
 
     return register
@@ -270,6 +283,7 @@ def lower_inside(program: Program, graph: Graph, given: Mapping[str, Tensor]) ->
 
 
 def _lower_all(program: Program, graph: Graph, given: Mapping[str, tuple[Tensor, Layout]], ends: Mapping[str, Layout]) -> Values:
+    patterns.apply(program)
     values = Values(graph, program)
     for name, (tensor, layout) in given.items():
         values.put(name, tensor, layout)
@@ -283,7 +297,6 @@ def _lower_all(program: Program, graph: Graph, given: Mapping[str, tuple[Tensor,
     return values
 
 
-    patterns.apply(program)
 def _demand(node: Node, program: Program) -> Demand:
     if node.kind == "Identity":
         return either(node, program)
@@ -303,6 +316,7 @@ def _lower_one(node: Node, demand: Demand, layout: Layout, program: Program, gra
         elif node.kind not in REGISTRY:
             raise Unsupported("has no counterpart in TFLite")
         else:
+            _allow(node, program)
             found = REGISTRY[node.kind].function(Call(graph, node, program, demand, layout, values))
     except Unsupported as error:
         program.problems.append((node, str(error)))
@@ -312,6 +326,15 @@ def _lower_one(node: Node, demand: Demand, layout: Layout, program: Program, gra
         if name and tensor is not None:
             _check(node, name, tensor, program, result if name in demand.outputs else "first")
             values.put(name, tensor, result if name in demand.outputs else "first")
+
+
+def _allow(node: Node, program: Program) -> None:
+    """Refuses element types that no kernel has, which would be found at run time only."""
+    facts = REGISTRY[node.kind].facts
+    name = node.inputs[facts.typed] if facts.typed < len(node.inputs) else ""
+    given = program.type(name).dtype.name if name else ""
+    if name and _ALIKE.get(given, given) not in facts.dtypes:
+        raise Unsupported(f"has no kernel for {program.type(name).dtype}")
 
 
 def _placeholder(type: Type, layout: Layout) -> Tensor:
@@ -336,9 +359,7 @@ def _output(name: str, layout: Layout, program: Program, graph: Graph, values: V
         meant = graph.operators[-1].inputs[0]
         assert meant is not None and meant.quantization is not None
         tensor.quantization = replace(meant.quantization, zero_point=meant.quantization.zero_point + _UNSIGNED_SHIFT)
-    wanted = declared if declared.name in ("int8", "uint8", "int16", "uint16", "float16") and tensor.dtype != declared else tensor.dtype
-    if not tensor.size:
-        program.problems.append((Node("Output", 1, name, [], [name], {}), "has no elements, which no output of a TFLite file can be"))
+    wanted = declared if declared.name in _GIVEN and tensor.dtype != declared else tensor.dtype
     made = graph.cast(tensor, wanted)
     if made in graph.inputs or made.data is not None or made in graph.outputs:
         made = graph.copy(made)

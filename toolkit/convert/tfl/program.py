@@ -20,7 +20,7 @@ FREE = -1
 _DOMAINS = ("", "ai.onnx")
 # What is made while reading shall not be much larger than the file.
 _MOST_FOLDED_BYTES = 1 << 24
-_IDENTITIES = {"Identity", "Dropout"}
+_IDENTITIES = {"Identity", "Dropout", "OptionalGetElement"}
 
 
 class Unsupported(Exception):
@@ -43,6 +43,14 @@ class Quantized:
     scale: np.ndarray
     zero_point: np.ndarray
     axis: int | None
+
+    def numbers(self, integers: np.ndarray) -> np.ndarray:
+        """Returns what integers stand for."""
+        shape = [1] * integers.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        wide = integers.astype(np.int64) - self.zero_point.astype(np.int64).reshape(shape)
+        return (wide.astype(np.float32) * self.scale.astype(np.float32).reshape(shape)).astype(self.scale.dtype)
 
 
 @dataclass(eq=False)
@@ -219,13 +227,14 @@ class _Reader:
             return {proto.output[0]: plain}
         given = [name for name in proto.input if name]
         known = all(name in self.constants for name in given)
-        apart = proto.op_type.startswith(("Random", "Bernoulli", "Multinomial")) or proto.domain not in _DOMAINS
+        # What the reference evaluator collects of single numbers in a Loop has an axis too many.
+        apart = proto.op_type.startswith(("Random", "Bernoulli", "Multinomial", "Loop")) or proto.domain not in _DOMAINS
         if not known or apart:
             return None
+        if proto.op_type == "DequantizeLinear" and self.constants[given[1]].ndim < 2:
+            meaning = self.quantized[proto.output[0]] = _quantized(proto, self.constants)
+            return {proto.output[0]: meaning.numbers(self.constants[given[0]])}
         found = evaluate(proto, {name: self.constants[name] for name in given}, self.opsets, {} if not _graphs(proto) else self.constants)
-        if proto.op_type == "DequantizeLinear" and found is not None:
-            self.quantized[proto.output[0]] = _quantized(proto, self.constants)
-            return {proto.output[0]: found[0]}
         if found is None or sum(value.nbytes for value in found) > max(_MOST_FOLDED_BYTES, *(self.constants[name].nbytes for name in given), 0):
             return None
         return dict(zip(proto.output, found, strict=False))

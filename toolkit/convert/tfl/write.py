@@ -17,6 +17,7 @@ _MARGIN_BYTES = 1 << 16
 _DTYPES = {
     "float32": "FLOAT32", "float16": "FLOAT16", "float64": "FLOAT64", "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32",
     "int64": "INT64", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "bfloat16": "BFLOAT16", "int4": "INT4", "uint4": "UINT4", "int2": "INT2",
 }  # fmt: skip
 # Tables of options whose name is not the operator's.
 _TABLES = {

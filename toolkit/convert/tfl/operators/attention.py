@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import FLOATS
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.lower import Call, operator
 from toolkit.convert.tfl.operators.convolution import joined
@@ -47,7 +48,7 @@ def _rotary_type(node: Node, program: Program) -> list[Type]:
 TYPINGS |= {_ATTENTION: _attention_type, _HEADS: _heads_type, _ROTARY: _rotary_type}
 
 
-@operator(_ATTENTION)
+@operator(_ATTENTION, dtypes=FLOATS, limits="fixed sizes; no keys and values of earlier runs; a mask has one number for each sample and key")
 def _attention(call: Call) -> Tensor:
     graph, value = call.graph, call.x(0)
     batch, length, _ = call.known(value.shape, "a size")
@@ -61,7 +62,9 @@ def _attention(call: Call) -> Tensor:
     return _attend(call, parts, call.x(3) if call.has(3) else None, call.x(5) if call.has(5) else None)
 
 
-@operator(_HEADS)
+@operator(
+    _HEADS, dtypes=FLOATS, limits="fixed sizes; three inputs of three axes, nothing of earlier runs; a mask has one number for each sample and key"
+)
 def _multi_head(call: Call) -> Tensor:
     graph = call.graph
     parts = [call.x(place) for place in range(3)]
@@ -110,7 +113,7 @@ def _penalty(graph: Graph, mask: Tensor, shape: tuple[int, int], lowest: np.floa
     return graph.reshape(graph.binary("MUL", left_out, graph.constant(lowest)), (shape[0], 1, 1, shape[1]))
 
 
-@operator(_ROTARY)
+@operator(_ROTARY, dtypes=FLOATS, limits="fixed sizes; no packed samples, no scale")
 def _rotary(call: Call) -> Tensor:
     graph, value = call.graph, call.x(0)
     batch, length, heads, size = call.known(_turned(call, value).shape, "a size")

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import WIDE
 from toolkit.convert.tfl.graph import Graph, Tensor, broadcast
 from toolkit.convert.tfl.lower import Call, either, operator
-from toolkit.convert.tfl.operators.elementwise import floating, narrowed, scalar, widened
-from toolkit.convert.tfl.program import Unsupported
+from toolkit.convert.tfl.operators.elementwise import floating, narrowed, ordered, scalar
+from toolkit.convert.tfl.program import TYPINGS, Node, Program, Type, Unsupported
 
 _COMPARED = {"Equal": "EQUAL", "Less": "LESS", "Greater": "GREATER", "LessOrEqual": "LESS_EQUAL", "GreaterOrEqual": "GREATER_EQUAL"}
 _LOGICAL = {"And": "LOGICAL_AND", "Or": "LOGICAL_OR", "Xor": "NOT_EQUAL"}
@@ -18,9 +19,18 @@ _HALF_BITS, _LAST_BIT = 16, 31
 _SELECT_RANK = 5
 
 
+def _truths(node: Node, program: Program) -> list[Type]:
+    """Types of what ONNX has definitions for before operator set 16, but no inference."""
+    left, right = (program.type(name).shape for name in node.inputs)
+    return [Type(np.dtype(np.bool_), broadcast(left, right))]
+
+
+TYPINGS |= dict.fromkeys(("LessOrEqual", "GreaterOrEqual"), _truths)
+
+
 @operator(*_COMPARED, rule=either)
 def _compare(call: Call) -> Tensor:
-    left, right = (widened(call.graph, one) for one in call.xs())
+    left, right = (ordered(call.graph, one) for one in call.xs())
     if left.dtype.kind not in "fib":
         raise Unsupported(f"has no kernel for {left.dtype}")
     return call.graph.binary(_COMPARED[call.node.kind], left, right, np.bool_)
@@ -37,7 +47,7 @@ def _not(call: Call) -> Tensor:
     return call.graph.unary("LOGICAL_NOT", call.x(0))
 
 
-@operator("Where", rule=either)
+@operator("Where", rule=either, typed=1, limits="no broadcasting over more than five axes")
 def _where(call: Call) -> Tensor:
     return select(call.graph, *call.xs())
 
@@ -73,31 +83,39 @@ def _is_inf(call: Call) -> Tensor:
 
 @operator("BitwiseNot", rule=either)
 def _bitwise_not(call: Call) -> Tensor:
-    graph, value, declared = call.graph, call.x(0), call.result().dtype
-    if value.dtype == np.uint64:
-        raise Unsupported("has no kernel for uint64")
-    ones = np.iinfo(declared).max if declared.kind == "u" else -1
-    return graph.binary("BITWISE_XOR", value, scalar(graph, ones, value))
+    graph, declared = call.graph, call.result().dtype
+    value = _halves(graph, call.x(0))
+    ones = np.iinfo(np.uint32 if declared == np.uint64 else declared).max if declared.kind == "u" else -1
+    return _whole(graph, graph.binary("BITWISE_XOR", value, scalar(graph, ones, value)), declared)
 
 
 @operator("BitwiseXor", rule=either)
 def _bitwise_xor(call: Call) -> Tensor:
-    left, right = call.xs()
-    if left.dtype == np.uint64:
-        raise Unsupported("has no kernel for uint64")
-    return call.graph.binary("BITWISE_XOR", left, right)
+    left, right = (_halves(call.graph, one) for one in call.xs())
+    return _whole(call.graph, call.graph.binary("BITWISE_XOR", left, right), call.result().dtype)
 
 
 @operator("BitwiseAnd", "BitwiseOr", rule=either)
 def _bitwise(call: Call) -> Tensor:
     """There is a kernel for exclusive or alone: ``a + b`` is ``(a ^ b) + 2 (a & b)``, and ``a | b`` is ``(a ^ b) + (a & b)``."""
     graph, declared = call.graph, call.result().dtype
-    if declared == np.uint64:
-        raise Unsupported("has no kernel for uint64")
-    left, right = (graph.cast(one, np.int32) for one in call.xs())
+    left, right = (graph.cast(_halves(graph, one), np.int32) for one in call.xs())
     both = _and_small(graph, left, right) if declared.itemsize <= 2 else _and(graph, left, right)
     made = both if call.node.kind == "BitwiseAnd" else graph.binary("ADD", graph.binary("BITWISE_XOR", left, right), both)
-    return graph.cast(made, np.uint32) if declared == np.uint32 else made
+    return _whole(graph, graph.cast(made, np.uint32) if declared.name in ("uint32", "uint64") else made, declared)
+
+
+def _halves(graph: Graph, value: Tensor) -> Tensor:
+    """Returns numbers of 64 bits as two of 32 each, along one more axis."""
+    if value.dtype != np.uint64:
+        return value
+    if value.data is not None:
+        return graph.constant(np.ascontiguousarray(value.data)[..., None].view(np.uint32))
+    return graph.add("BITCAST", [value], (*value.shape, 2), np.uint32)
+
+
+def _whole(graph: Graph, value: Tensor, declared: np.dtype[Any]) -> Tensor:
+    return graph.add("BITCAST", [value], value.shape[:-1], np.uint64) if declared == np.uint64 else value
 
 
 def _and_small(graph: Graph, left: Tensor, right: Tensor) -> Tensor:
@@ -114,7 +132,7 @@ def _and(graph: Graph, left: Tensor, right: Tensor) -> Tensor:
     return graph.binary("ADD", graph.binary("MUL", _and_small(graph, *high), factor), _and_small(graph, *low))
 
 
-@operator("BitShift", rule=either)
+@operator("BitShift", rule=either, dtypes=WIDE)
 def _bit_shift(call: Call) -> Tensor:
     """A shift by a negative number, or by more bits than there are, is one by all of them."""
     graph, declared = call.graph, call.result().dtype

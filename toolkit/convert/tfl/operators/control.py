@@ -136,7 +136,7 @@ def _outputs(graph: Graph, found: Sequence[Tensor], like: Sequence[Tensor]) -> N
         graph.outputs.append(graph.copy(made) if made.data is not None or made in graph.outputs or made in graph.inputs else made)
 
 
-@operator("If")
+@operator("If", limits="results of the same sizes and types in both branches")
 def _if(call: Call) -> list[Tensor]:
     graph, node = call.graph, call.node
     if call.is_constant(0):
@@ -208,7 +208,11 @@ def _put(graph: Graph, buffer: Tensor, part: Tensor, number: Tensor) -> Tensor:
     return graph.add("DYNAMIC_UPDATE_SLICE", [buffer, graph.cast(full, buffer.dtype), place], buffer.shape)
 
 
-@operator("Loop")
+@operator(
+    "Loop",
+    typed=2,
+    limits="carried values keep their sizes and types; where results are collected, a known number of turns, no early end, no truth values",
+)
 def _loop(call: Call) -> list[Tensor]:
     graph, node = call.graph, call.node
     body: Program = node.attributes["body"]
@@ -235,7 +239,7 @@ def _collected(call: Call, states: int) -> list[Type]:
     return [Type(body.type(name).dtype, (turns, *body.type(name).shape)) for name in body.outputs[states + extra :]]
 
 
-@operator("Scan")
+@operator("Scan", since=9, limits="carried values keep their sizes and types; a known number of turns; no truth values are collected")
 def _scan(call: Call) -> list[Tensor]:
     graph, node = call.graph, call.node
     body: Program = node.attributes["body"]

@@ -15,7 +15,7 @@ _AXES = "DHW"
 Edges = Sequence[Sequence[int]]
 
 
-@operator("Conv", rule=channels_last)
+@operator("Conv", rule=channels_last, limits="up to three spatial axes")
 def _conv(call: Call) -> Tensor:
     value, weight = call.x(0), call.x(1)
     kernel = weight.shape[2:]
@@ -116,7 +116,9 @@ def joined(graph: Graph, parts: Sequence[Tensor], axis: int) -> Tensor:
     return graph.add("CONCATENATION", parts, shape, axis=axis)
 
 
-@operator("ConvTranspose", rule=channels_last)
+@operator(
+    "ConvTranspose", rule=channels_last, limits="up to three spatial axes, with three no free batch; a dilated filter of three axes is constant"
+)
 def _conv_transpose(call: Call) -> Tensor:
     graph, value, weight = call.graph, call.x(0), call.x(1)
     kernel = weight.shape[2:]

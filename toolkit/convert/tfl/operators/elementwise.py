@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import COMMON, WIDE
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.lower import Call, carried, either, operator
 from toolkit.convert.tfl.program import Unsupported
@@ -22,6 +23,9 @@ _FLOAT_UNARY = {
 }  # fmt: skip
 _ANY_UNARY = {"Neg": "NEG", "Abs": "ABS", "Sign": "SIGN"}
 _SMALL = ("int8", "uint8", "int16", "uint16")
+_BITS = {"int4": (-8, 16), "uint4": (0, 16), "int2": (-2, 4)}  # the least of them, and how many there are
+_NARROW = ("bfloat16", *_BITS)
+_LEAST = np.iinfo(np.int64).min
 _LOG1P_SERIES = 0.15  # below it three terms are exact to float32
 
 
@@ -37,18 +41,27 @@ def floating(value: Tensor) -> Tensor:
 
 
 def widened(graph: Graph, value: Tensor) -> Tensor:
-    """Returns a tensor in a type that there are kernels for.
-
-    Raises:
-        Unsupported: There are none for its numbers.
-    """
+    """Returns a tensor in a type that there are kernels for; of unsigned numbers of 64 bits the bits, which sums and products have right."""
     if value.dtype == np.uint64:
-        raise Unsupported("has no kernel for uint64")
+        return constant_bits(graph, value, np.int64) or graph.unary("BITCAST", value, np.int64)
     return graph.cast(value, np.int64) if value.dtype == np.uint32 else value
 
 
-def restored(graph: Graph, value: Tensor, declared: np.dtype[Any]) -> Tensor:
-    """Returns numbers of the declared type, which were computed in wider ones, in the type that values of that are kept in."""
+def constant_bits(graph: Graph, value: Tensor, dtype: Any) -> Tensor | None:
+    """Returns the bits of a constant as numbers of another type of the same size."""
+    return None if value.data is None else graph.constant(value.data.view(dtype))
+
+
+def ordered(graph: Graph, value: Tensor) -> Tensor:
+    """Does the same for numbers that are compared: unsigned ones of 64 bits are moved so that the least is the least."""
+    made = widened(graph, value)
+    return graph.binary("ADD", made, scalar(graph, _LEAST, made)) if value.dtype == np.uint64 else made
+
+
+def restored(graph: Graph, value: Tensor, declared: np.dtype[Any], *, moved: bool = False) -> Tensor:
+    """Returns numbers of the declared type, which were computed in wider ones, or were moved, in the type that values of that are kept in."""
+    if declared == np.uint64 and value.dtype == np.int64:
+        return graph.unary("BITCAST", graph.binary("ADD", value, scalar(graph, _LEAST, value)) if moved else value, declared)
     return graph.cast(value, declared) if declared == np.uint32 else value
 
 
@@ -81,7 +94,8 @@ def _float_unary(call: Call) -> Tensor:
     return call.graph.unary(_FLOAT_UNARY[call.node.kind], floating(call.x(0)))
 
 
-@operator(*_ANY_UNARY, rule=either)
+@operator("Neg", "Abs", rule=either)
+@operator("Sign", rule=either, dtypes=COMMON)
 def _any_unary(call: Call) -> Tensor:
     value, declared = call.x(0), call.result().dtype
     if call.node.kind == "Abs" and declared.kind == "u":
@@ -98,7 +112,7 @@ def _arithmetic(call: Call) -> Tensor:
 
 @operator("Max", "Min", rule=either)
 def _extreme(call: Call) -> Tensor:
-    return restored(call.graph, _folded(call, "MAXIMUM" if call.node.kind == "Max" else "MINIMUM"), call.result().dtype)
+    return restored(call.graph, _folded(call, "MAXIMUM" if call.node.kind == "Max" else "MINIMUM"), call.result().dtype, moved=True)
 
 
 @operator("Mean", rule=either)
@@ -109,11 +123,12 @@ def _mean(call: Call) -> Tensor:
 
 def _folded(call: Call, kind: str) -> Tensor:
     """Applies an operator on two tensors to all inputs, one after the other."""
-    values = [widened(call.graph, one) for one in call.xs()]
+    wide = ordered if kind in ("MAXIMUM", "MINIMUM") else widened
+    values = [wide(call.graph, one) for one in call.xs()]
     return reduce(lambda left, right: call.graph.binary(kind, left, right), values)
 
 
-@operator("Div", rule=either)
+@operator("Div", rule=either, dtypes=COMMON)
 def _div(call: Call) -> Tensor:
     left, right = call.xs()
     if left.dtype.kind == "u":
@@ -139,7 +154,7 @@ def _reciprocal(call: Call) -> Tensor:
     return call.graph.binary("DIV", scalar(call.graph, 1.0, value), value)
 
 
-@operator("Clip", rule=either)
+@operator("Clip", rule=either, dtypes=WIDE)
 def _clip(call: Call) -> Tensor:
     graph, declared = call.graph, call.result().dtype
     value = widened(graph, call.x(0))
@@ -163,7 +178,7 @@ def _bound(call: Call, place: int, name: str, like: Tensor) -> Tensor | None:
     return None if number is None else scalar(call.graph, number, like)
 
 
-@operator("Pow", rule=either)
+@operator("Pow", rule=either, dtypes=COMMON, limits="integers to whole powers from zero on, constant ones if they are real numbers")
 def _pow(call: Call) -> Tensor:
     graph, declared = call.graph, call.result().dtype
     base, exponent = call.xs()
@@ -197,7 +212,7 @@ def _power(graph: Graph, base: Tensor, exponent: float) -> Tensor | None:
     return graph.binary("DIV", scalar(graph, 1.0, base), base) if base.dtype.kind == "f" and exponent == -1 else None
 
 
-@operator("Mod", rule=either)
+@operator("Mod", rule=either, dtypes=WIDE)
 def _mod(call: Call) -> Tensor:
     graph, declared = call.graph, call.result().dtype
     left, right = (widened(graph, one) for one in call.xs())
@@ -208,20 +223,28 @@ def _mod(call: Call) -> Tensor:
     return graph.binary("MUL", graph.unary("SIGN", left), size)
 
 
-@operator("Cast", "CastLike", rule=either)
+@operator("Cast", "CastLike", rule=either, dtypes=WIDE, limits="not to uint64")
 def _cast(call: Call) -> Tensor:
     graph, value = call.graph, call.x(0)
     source, wanted = call.type(0).dtype, call.result().dtype
     if "uint64" in (source.name, wanted.name) and source != wanted:
         raise Unsupported(f"has no kernel from {source} to {wanted}")
-    if wanted.kind not in "fiub" or source.kind not in "fiub":
+    if any(one.kind not in "fiub" and one.name not in _NARROW for one in (source, wanted)):
         raise Unsupported(f"has no kernel from {source} to {wanted}")
-    if wanted.name in _SMALL:
+    if wanted.name in _SMALL or wanted.name in _BITS:
         whole = graph.cast(value, np.int32)
+        if wanted.name in _BITS:
+            return _wrapped(graph, whole, *_BITS[wanted.name])
         return whole if np.can_cast(source, wanted) else narrowed(graph, whole, wanted)
     if value.dtype.kind == "f" and wanted == np.bool_:
         return graph.binary("NOT_EQUAL", value, scalar(graph, 0.0, value), np.bool_)  # a fraction is true
     return graph.cast(value, carried(wanted))
+
+
+def _wrapped(graph: Graph, value: Tensor, low: int, count: int) -> Tensor:
+    """Wraps integers around to a range, of whose numbers there are no operators."""
+    moved = graph.binary("FLOOR_MOD", graph.binary("SUB", value, scalar(graph, low, value)), scalar(graph, count, value))
+    return graph.binary("ADD", moved, scalar(graph, low, value))
 
 
 @operator("Tan", rule=either)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import FLOATS, SPELLED_OUT, Facts
 from toolkit.convert.tfl.graph import Tensor
 from toolkit.convert.tfl.lower import Call, operator
 from toolkit.convert.tfl.program import EXPANSIONS, TYPINGS, Node, Program, Type, Unsupported
@@ -179,6 +180,10 @@ EXPANSIONS |= {
 }
 
 
+_REAL = Facts(FLOATS)
+SPELLED_OUT |= dict.fromkeys((kind for kind in EXPANSIONS if kind.startswith(_DOMAIN)), _REAL)
+
+
 def _same_type(node: Node, program: Program) -> list[Type]:
     return [program.type(node.inputs[0])]
 
@@ -201,7 +206,7 @@ def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]
 TYPINGS |= {"Gelu": _same_type, f"{_DOMAIN}FusedMatMul": _product_type}
 
 
-@operator(f"{_DOMAIN}FusedMatMul")
+@operator(f"{_DOMAIN}FusedMatMul", dtypes=FLOATS, limits="no transBatchA, no transBatchB; at least two axes")
 def _fused_matmul(call: Call) -> Tensor:
     graph, left, right = call.graph, call.x(0), call.x(1)
     rank = max(left.rank, right.rank)

@@ -15,6 +15,7 @@ from toolkit.convert.tfl.facts import COMMON
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.layout import Demand
 from toolkit.convert.tfl.lower import Call, channels_first, either, operator
+from toolkit.convert.tfl.operators.selecting import places_of
 from toolkit.convert.tfl.program import FREE, TYPINGS, Node, Program, Type, Unsupported
 
 _DELEGATED = {"float32", "int8"}
@@ -268,10 +269,11 @@ def _scattered_known(graph: Graph, value: Tensor, places: np.ndarray, updates: T
 
 
 def _compressed(node: Node, program: Program) -> list[Type]:
-    """Types a Compress whose condition is known, which ONNX's inference does not look at."""
-    if node.inputs[1] not in program.constants:
-        raise Unsupported("gives a tensor whose size depends on the data: its condition is computed at run time")
-    given, count = program.type(node.inputs[0]), int(np.count_nonzero(program.constants[node.inputs[1]]))
+    """Types a Compress, whose condition ONNX's inference does not look at; the size is free where that is computed."""
+    known = node.inputs[1] in program.constants
+    given, count = program.type(node.inputs[0]), int(np.count_nonzero(program.constants[node.inputs[1]])) if known else FREE
+    if not known and FREE in given.shape:
+        raise Unsupported("picks from a tensor whose size is free at run time by a condition that is computed")
     if "axis" not in node.attributes:
         return [Type(given.dtype, (count,))]
     axis = node.attributes["axis"] % len(given.shape)
@@ -286,10 +288,14 @@ def compressing(node: Node, program: Program) -> Demand:
     return either(node, program) if "axis" in node.attributes else channels_first(node, program)
 
 
-@operator("Compress", rule=compressing, dtypes=COMMON, limits="a constant condition; not from a free axis")
+@operator("Compress", rule=compressing, dtypes=COMMON, limits="not from a free axis; with a condition that is computed the number of results is free")
 def _compress(call: Call) -> Tensor:
-    value, places = call.x(0), np.flatnonzero(call.constant(1))
-    axis = call.attribute("axis")
+    value, axis = call.x(0), call.attribute("axis")
+    if not call.is_constant(1):
+        flat, place = (_flat(call.graph, value), 0) if axis is None else (value, call.axis(axis, value.rank))
+        rows = call.graph.reshape(places_of(call.graph, call.x(1)), (FREE,))
+        return call.graph.add("GATHER", [flat, rows], call.shape(), axis=place, batchDims=0)
+    places = np.flatnonzero(call.constant(1))
     if axis is None:
         call.known(value.shape, "an axis that it picks from")
         return take(call.graph, _flat(call.graph, value), places, 0)

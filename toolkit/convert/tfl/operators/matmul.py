@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import FLOATS
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.lower import Call, operator
 from toolkit.convert.tfl.program import FREE
 
 
-@operator("Gemm")
+@operator("Gemm", dtypes=FLOATS)
 def _gemm(call: Call) -> Tensor:
     graph, left = call.graph, call.x(0)
     if call.attribute("transA", 0):
@@ -44,7 +45,7 @@ def fully_connected(graph: Graph, left: Tensor, weight: Tensor, bias: np.ndarray
     return graph.add("FULLY_CONNECTED", [left, weight, given], shape, keepNumDims=len(shape) > 2)
 
 
-@operator("MatMul")
+@operator("MatMul", dtypes=FLOATS)
 def _matmul(call: Call) -> Tensor:
     graph, left, right = call.graph, call.x(0), call.x(1)
     if call.is_constant(1) and right.rank == 2 and left.rank >= 2:

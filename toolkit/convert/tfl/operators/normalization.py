@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import FLOATS
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.lower import Call, channels_last, either, operator
 from toolkit.convert.tfl.program import FREE, TYPINGS, Node, Program, Type, Unsupported
@@ -22,12 +23,14 @@ def _typed(node: Node, program: Program) -> list[Type]:
 TYPINGS |= dict.fromkeys(("GroupNormalization", "MeanVarianceNormalization", "LayerNormalization", "SimplifiedLayerNormalization"), _typed)
 
 
-@operator("BatchNormalization", rule=either)
-def _batch(call: Call) -> Tensor:
+@operator("BatchNormalization", rule=either, limits="as in inference")
+def _batch(call: Call) -> Tensor | list[Tensor]:
     """A product and a sum for each channel, which a convolution before it can take."""
-    if call.attribute("training_mode", 0) or any(call.node.outputs[1:]):
-        raise Unsupported("is in training mode")
     epsilon = call.attribute("epsilon", 1e-5)
+    if call.attribute("training_mode", 0):
+        return _batch_trained(call, epsilon)
+    if any(call.node.outputs[1:]):
+        raise Unsupported("is in training mode")
     if all(call.is_constant(place) for place in range(1, 5)):
         scale, bias, mean, variance = (call.constant(place).astype(np.float64) for place in range(1, 5))
         factor = scale / np.sqrt(variance + epsilon)
@@ -36,6 +39,23 @@ def _batch(call: Call) -> Tensor:
         factors, addends = _affine(call, epsilon)
     product = call.graph.binary("MUL", call.x(0), _by_channel(call, factors))
     return call.graph.binary("ADD", product, _by_channel(call, addends))
+
+
+def _batch_trained(call: Call, epsilon: float) -> list[Tensor]:
+    """Normalizes by the numbers' own mean and variance, and gives the running ones."""
+    graph, value = call.graph, call.x(0)
+    rank = value.rank
+    axes = [axis for axis in range(rank) if axis != (call.axis(1, rank) if rank > 1 else 0)]
+    mean = mean_of(graph, value, axes)
+    centred = graph.binary("SUB", value, mean)
+    variance = mean_of(graph, graph.unary("SQUARE", centred), axes)
+    product = graph.binary("MUL", graph.binary("MUL", centred, _inverse_root(graph, variance, epsilon)), _by_channel(call, call.x(1)))
+    made, part = [graph.binary("ADD", product, _by_channel(call, call.x(2)))], call.attribute("momentum", 0.9)
+    for place, found in ((3, mean), (4, variance)):
+        kept = graph.binary("MUL", call.x(place), graph.constant(np.float32(part)))
+        added = graph.binary("MUL", graph.reshape(found, kept.shape), graph.constant(np.float32(1 - part)))
+        made.append(graph.binary("ADD", kept, added))
+    return made
 
 
 def _affine(call: Call, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -85,7 +105,7 @@ def _instance(call: Call) -> Tensor:
     return scaled(call.graph, made, _by_channel(call, call.x(1)), _by_channel(call, call.x(2)))
 
 
-@operator("GroupNormalization", rule=either)
+@operator("GroupNormalization", rule=either, limits="images of a known size")
 def _group(call: Call) -> Tensor:
     graph, value, groups = call.graph, call.x(0), call.attribute("num_groups")
     scale, bias = call.x(1), call.x(2)
@@ -120,7 +140,8 @@ def _aligned(call: Call, place: int) -> Tensor | None:
     return call.spread(call.x(place), rank, given=len(call.type(place).shape) == rank and not call.is_constant(place))
 
 
-@operator("RMSNormalization", "SimplifiedLayerNormalization", rule=either)
+@operator("RMSNormalization", rule=either)
+@operator("SimplifiedLayerNormalization", rule=either, dtypes=FLOATS)
 def _root_mean_square(call: Call) -> list[Tensor]:
     graph, value, rank = call.graph, call.x(0), len(call.type(0).shape)
     axes = [call.axis(axis, rank) for axis in range(call.attribute("axis", -1) % rank, rank)]
@@ -149,7 +170,7 @@ def _norm(call: Call) -> Tensor:
     return graph.binary("DIV", value, graph.binary("MAXIMUM", norm, graph.constant(np.finfo(np.float32).tiny)))
 
 
-@operator("LRN", rule=channels_last)
+@operator("LRN", rule=channels_last, limits="windows of an odd number of channels; at least one spatial axis; one free size at most")
 def _local_response(call: Call) -> Tensor:
     graph, value, size = call.graph, call.x(0), call.attribute("size")
     if value.rank < 3 or size % 2 == 0:

@@ -19,6 +19,7 @@ from toolkit.convert.tfl.program import FREE, Unsupported
 
 _SAME, _VALID = 0, 1  # schema.Padding
 _LOWEST = float(np.finfo(np.float32).min)
+_LIMITS = "images of a known size; up to three spatial axes, with three no free batch; no window in the padding alone"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _windows(call: Call) -> Windows:
     return Windows(kernel, strides, dilations, edges, tuple(wanted))
 
 
-@operator("MaxPool", rule=channels_last)
+@operator("MaxPool", rule=channels_last, limits=_LIMITS)
 def _max_pool(call: Call) -> Tensor | Sequence[Tensor | None]:
     graph, windows = call.graph, _windows(call)
     value = call.stored(0) if call.type(0).dtype.name in ("int8", "uint8") else call.x(0)
@@ -98,9 +99,11 @@ def _max_pool(call: Call) -> Tensor | Sequence[Tensor | None]:
     return made
 
 
-@operator("AveragePool", rule=channels_last)
+@operator("AveragePool", rule=channels_last, limits=_LIMITS)
 def _average_pool(call: Call) -> Tensor:
     windows = _windows(call)
+    if windows.kernel == list(call.type(0).shape[2:]) and not np.any(windows.edges):
+        return _whole(call, "MEAN", call.x(0))  # which takes integers of any scale, as pooling does not
     if _is_same(windows, call.type(0).shape[2:]) and not call.attribute("count_include_pad", 0):
         return _pooled(call.graph, call.x(0), windows, "AVERAGE_POOL_2D", 0.0)  # the kernel divides by what it has read
     mean = _full_means(call.graph, call.x(0), windows)
@@ -128,7 +131,7 @@ def _corrected(call: Call, mean: Tensor, windows: Windows, axis: int) -> Tensor:
     return call.graph.binary("MUL", mean, call.graph.constant(factors))
 
 
-@operator("LpPool", rule=channels_last)
+@operator("LpPool", rule=channels_last, limits=_LIMITS)
 def _lp_pool(call: Call) -> Tensor:
     graph, windows, power = call.graph, _windows(call), call.attribute("p", 2)
     mean = _full_means(graph, _powered(graph, call.x(0), power), windows)
@@ -247,7 +250,7 @@ def _greatest(graph: Graph, value: Tensor, windows: Windows, units: Sequence[int
     return best, place
 
 
-@operator("MaxUnpool", rule=channels_first)
+@operator("MaxUnpool", rule=channels_first, limits="known sizes; windows that do not overlap; indices counted in the output")
 def _max_unpool(call: Call) -> Tensor:
     """Puts elements back to the places that MaxPool told."""
     graph, value, places = call.graph, call.x(0), call.x(1)

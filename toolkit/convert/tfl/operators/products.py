@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import FLOATS
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.lower import Call, operator
 from toolkit.convert.tfl.program import FREE, Unsupported
@@ -13,7 +14,7 @@ from toolkit.convert.tfl.program import FREE, Unsupported
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
-@operator("Einsum")
+@operator("Einsum", dtypes=FLOATS, limits="no axis that is broadcast and summed over; no diagonal where a size is free")
 def _einsum(call: Call) -> Tensor:
     values = [call.x(place) for place in range(len(call.node.inputs))]
     terms, result = _terms(call.attribute("equation"), [value.rank for value in values])

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import FLOATS, SPELLED_OUT, Facts
 from toolkit.convert.tfl.graph import Quantization, Tensor
 from toolkit.convert.tfl.lower import Call, either, operator
 from toolkit.convert.tfl.program import EXPANSIONS, Unsupported
 
 _SHIFT = 128  # between unsigned and signed integers of eight bits
-_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+_LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535), "int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1)}
 
 
-@operator("QuantizeLinear", rule=either)
+@operator("QuantizeLinear", rule=either, dtypes=FLOATS, limits="constant scale and zero point; to int8, uint8, int16, uint16; not by blocks")
 def _quantize(call: Call) -> Tensor:
     value, scale, zero_point = call.x(0), call.constant(1), _zero_point(call, np.dtype("uint8"))
     if value.dtype != np.float32:
@@ -47,7 +48,7 @@ def _spelled_out(call: Call, value: Tensor, scale: np.ndarray, zero_point: np.nd
     return graph.cast(cut, np.int32)
 
 
-@operator("DequantizeLinear", rule=either)
+@operator("DequantizeLinear", rule=either, limits="constant scale and zero point; by blocks only where the integers are constant")
 def _dequantize(call: Call) -> Tensor:
     value, scale = call.stored(0), call.constant(1)
     zero_point = _zero_point(call, call.type(0).dtype)
@@ -68,17 +69,29 @@ def _zero_point(call: Call, default: np.dtype[Any]) -> np.ndarray:
 def _along(call: Call, numbers: np.ndarray) -> np.ndarray:
     """Shapes one number for each element of an axis so that it is broadcast along the others.
 
-    Raises:
-        Unsupported: There is one for each block of an axis.
+    One for each block of an axis is repeated along that.
     """
     rank = len(call.result().shape)
     if numbers.size == 1:
         return numbers.reshape(())
     if numbers.ndim != 1:
-        raise Unsupported("is quantized by blocks")
+        return _by_blocks(call, numbers)
     shape = [1] * rank
     shape[call.axis(call.attribute("axis", 1), rank)] = numbers.size
     return numbers.reshape(shape)
+
+
+def _by_blocks(call: Call, numbers: np.ndarray) -> np.ndarray:
+    """Repeats one number for each block of an axis, whose last one may be cut off.
+
+    Raises:
+        Unsupported: The axis is free.
+    """
+    axis = call.attribute("axis", 1) % numbers.ndim
+    (size,) = call.known((call.result().shape[axis],), "the axis that is quantized by blocks")
+    block = call.attribute("block_size", 0) or -(-size // numbers.shape[axis])
+    full = np.repeat(numbers, block, axis).take(range(size), axis)
+    return full.transpose(call.order(numbers.ndim))
 
 
 @operator("DynamicQuantizeLinear")
@@ -232,3 +245,7 @@ EXPANSIONS |= {
     "com.microsoft.QLinearAveragePool": _qlinear_unary("AveragePool"),
     "com.microsoft.QLinearSoftmax": _qlinear_unary("Softmax"),
 }
+_EIGHT_BITS = frozenset({"int8", "uint8"})
+_KNOWN = "constant scales and zero points"
+SPELLED_OUT |= dict.fromkeys((kind for kind in EXPANSIONS if "QLinear" in kind or "QGemm" in kind), Facts(_EIGHT_BITS, limits=_KNOWN))
+SPELLED_OUT |= dict.fromkeys(("MatMulInteger", "ConvInteger"), Facts(_EIGHT_BITS, limits="zero points for whole tensors; sums up to 2 ** 24"))

@@ -19,6 +19,7 @@ from toolkit.convert.tfl.program import Unsupported
 
 _MOST_UNROLLED = 4
 _TURN = 4  # steps
+_LIMITS = "known sizes; of the activations Sigmoid, Tanh, Relu, LeakyRelu, HardSigmoid, Affine, ScaledTanh, and Elu with alpha 1"
 Activation = Callable[[Graph, Tensor], Tensor]
 # One step of a cell: of the graph, the constants and tensors that it reads, the input's part of the gates, and the states.
 Step = Callable[[Graph, Sequence[Tensor], Tensor, Sequence[Tensor]], list[Tensor]]
@@ -43,17 +44,17 @@ class Cell:
     backwards: bool
 
 
-@operator("LSTM")
+@operator("LSTM", limits=f"{_LIMITS}; no clip, no input_forget")
 def _lstm(call: Call) -> list[Tensor | None]:
     return _layer(call, 4, ["Sigmoid", "Tanh", "Tanh"], _lstm_cell)
 
 
-@operator("GRU")
+@operator("GRU", limits=_LIMITS)
 def _gru(call: Call) -> list[Tensor | None]:
     return _layer(call, 3, ["Sigmoid", "Tanh"], _gru_cell)
 
 
-@operator("RNN")
+@operator("RNN", limits=_LIMITS)
 def _rnn(call: Call) -> list[Tensor | None]:
     return _layer(call, 1, ["Tanh"], _rnn_cell)
 

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import COMMON, FLOATS, WIDE
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.layout import Demand
 from toolkit.convert.tfl.lower import Call, channels_first, either, operator
 from toolkit.convert.tfl.operators.activation import along, at_the_end
-from toolkit.convert.tfl.operators.elementwise import floating, restored, scalar, widened
+from toolkit.convert.tfl.operators.elementwise import floating, ordered, restored, scalar, widened
 from toolkit.convert.tfl.program import Node, Program, Unsupported
 
 _KINDS = {"ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN", "ReduceProd": "REDUCE_PROD"}
 _OF_TRUTHS = {"REDUCE_MAX": "REDUCE_ANY", "REDUCE_MIN": "REDUCE_ALL"}
 _INT32 = 2  # schema.TensorType
+_LEFT = "constant axes; noop_with_empty_axes only where there are axes"
 
 
 def reducing(node: Node, program: Program) -> Demand:
@@ -84,7 +86,10 @@ def _of_nothing(kind: str, declared: np.dtype[Any]) -> Any:
     return limits.min if kind == "REDUCE_MAX" else limits.max
 
 
-@operator(*_KINDS, "ReduceMean", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare", rule=reducing)
+@operator(*_KINDS, rule=reducing, dtypes=WIDE, limits="constant axes")
+@operator("ReduceMean", rule=reducing, dtypes=COMMON, limits="constant axes; not of no elements")
+@operator("ReduceL1", "ReduceSumSquare", rule=reducing, dtypes=WIDE, limits=_LEFT)
+@operator("ReduceL2", "ReduceLogSum", "ReduceLogSumExp", rule=reducing, dtypes=FLOATS, limits=_LEFT)
 def _reduce(call: Call) -> Tensor:
     kind, axes = call.node.kind, call.numbers(1, "axes")
     found = _Axes(call, axes)
@@ -124,7 +129,7 @@ def _log_sum_exp(graph: Graph, value: Tensor, axes: _Axes) -> Tensor:
     return graph.binary("ADD", graph.unary("LOG", total), graph.reshape(greatest, total.shape))
 
 
-@operator("ArgMax", "ArgMin", rule=reducing)
+@operator("ArgMax", "ArgMin", rule=reducing, dtypes=COMMON)
 def _extreme_place(call: Call) -> Tensor:
     graph, value = call.graph, call.x(0)
     if value.dtype.kind == "u":
@@ -141,7 +146,7 @@ def _extreme_place(call: Call) -> Tensor:
     return graph.reshape(found, axes.left(value, keep=True)) if axes.keep else axes.finish(found)
 
 
-@operator("CumSum", rule=either)
+@operator("CumSum", rule=either, limits="a constant axis")
 def _cumulative(call: Call) -> Tensor:
     graph, value = call.graph, widened(call.graph, call.x(0))
     place = call.axis(int(call.constant(1).reshape(-1)[0]), value.rank)
@@ -150,16 +155,16 @@ def _cumulative(call: Call) -> Tensor:
     return restored(graph, made, call.result().dtype)
 
 
-@operator("TopK", rule=along())
+@operator("TopK", rule=along(), limits="a constant k")
 def _top(call: Call) -> list[Tensor]:
-    graph, value = call.graph, widened(call.graph, call.x(0))
-    count = int(call.constant(1).reshape(-1)[0])
+    graph, value = call.graph, ordered(call.graph, call.x(0))
+    count = int(call.number(1, "k"))
     value, back = at_the_end(graph, value, call.axis(call.attribute("axis", -1), value.rank))
     largest = bool(call.attribute("largest", 1))
     shape = (*value.shape[:-1], count)
     given = value if largest else _reversed(graph, value)
     found, places = graph.add_many("TOPK_V2", [given, graph.constant(count, np.int32)], [(shape, None), (shape, np.int32)])
-    found = restored(graph, found if largest else _reversed(graph, found), call.result().dtype)
+    found = restored(graph, found if largest else _reversed(graph, found), call.result().dtype, moved=True)
     return [graph.transpose(one, back) for one in (found, places)]
 
 

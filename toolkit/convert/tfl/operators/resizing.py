@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import COMMON
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.layout import Demand
 from toolkit.convert.tfl.lower import Call, carried, either, operator
@@ -190,7 +191,7 @@ def resizing(node: Node, program: Program) -> Demand:
     return Demand("last", demand.inputs[:1], demand.outputs) if fixed else demand
 
 
-@operator("Resize", "Upsample", rule=resizing)
+@operator("Resize", "Upsample", rule=resizing, dtypes=COMMON, limits="constant sizes or scales; only real numbers are interpolated; no free axis")
 def _resize(call: Call) -> Tensor:
     graph, node, value = call.graph, call.node, call.x(0)
     kernel = _kernel(node, call.program)
@@ -240,7 +241,7 @@ def multiplied(graph: Graph, value: Tensor, weights: np.ndarray, axis: int) -> T
     return graph.reshape(made, shape)
 
 
-@operator("AffineGrid")
+@operator("AffineGrid", limits="a constant size")
 def _affine_grid(call: Call) -> Tensor:
     """A known grid of places, as wide as the sizes say, times a matrix for each sample."""
     graph, sizes = call.graph, call.numbers(1, "")[2:]
@@ -257,7 +258,7 @@ def _line(size: int, corners: bool) -> np.ndarray:
     return np.linspace(-1, 1, size) if corners else (2 * np.arange(size) + 1) / size - 1
 
 
-@operator("Col2Im")
+@operator("Col2Im", dtypes=COMMON, limits="constant sizes; no free batch")
 def _col2im(call: Call) -> Tensor:
     """Adds the columns of a matrix up where they came from: ``SCATTER_ND`` adds what meets."""
     graph, value = call.graph, call.x(0)

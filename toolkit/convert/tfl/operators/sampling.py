@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from toolkit.convert.tfl.facts import FLOATS
 from toolkit.convert.tfl.graph import Graph, Tensor
 from toolkit.convert.tfl.lower import Call, channels_last, operator
 from toolkit.convert.tfl.program import Unsupported
@@ -24,7 +25,7 @@ class Neighbour:
     weight: Tensor | None
 
 
-@operator("GridSample", rule=channels_last)
+@operator("GridSample", rule=channels_last, dtypes=FLOATS, limits="known sizes")
 def _grid_sample(call: Call) -> Tensor:
     graph, value, grid = call.graph, call.x(0), call.x(1)
     shape, places = call.known(value.shape, "the size of its image"), call.known(grid.shape, "the size of its grid")
