@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 _PACKED = frozenset({"int4", "uint4", "int2"})
 # Kernels of operators on two tensors broadcast over this many axes; more are merged first.
 _BROADCAST_RANK = 4
+_SMALL_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,10 @@ class Graph:
     def constant(self, content: Any, dtype: Any = None, *, quantization: Quantization | None = None, name: str = "") -> Tensor:
         """Returns a constant tensor; small ones that are equal are one tensor."""
         array = np.ascontiguousarray(np.asarray(content, dtype)).reshape(np.shape(content))
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= 1024 and quantization is None else id(content)
-        if key not in self._constants:
-            self._constants[key] = Tensor(name or "constant", array.shape, array.dtype, array, quantization)
-            if not isinstance(key, tuple):
-                self._kept = [*getattr(self, "_kept", []), content]  # as long as it lives, nothing else has its identity
-        return self._constants[key]
+        made = Tensor(name or "constant", array.shape, array.dtype, array, quantization)
+        if array.nbytes > _SMALL_BYTES or quantization is not None:
+            return made  # which ends with its last reader; the writer finds out which are equal
+        return self._constants.setdefault((array.dtype.str, array.shape, array.tobytes()), made)
 
     def integers(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
         """Returns a constant ``[n] int32``, as axes, sizes and paddings are given."""

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from toolkit.convert.tfl.graph import Graph, Operator, Quantization, Tensor
+from toolkit.errors import StageFailed
+from toolkit.modelfile import BUFFER_BYTES
 
 _VERSION = 3
 _ALIGNMENT = 16  # kernels read weights where they lie in the file, sixteen bytes at a time
 _MARGIN_BYTES = 1 << 16
+_COMPARED_BYTES = 64  # by which constants are told apart before they are compared
 _DTYPES = {
     "float32": "FLOAT32", "float16": "FLOAT16", "float64": "FLOAT64", "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32",
     "int64": "INT64", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
@@ -46,15 +49,19 @@ class _Parts:
     """What all graphs of a file share."""
 
     buffers: list[Any] = field(default_factory=list)
-    shared: dict[int, int] = field(default_factory=dict)
+    shared: dict[Any, list[tuple[np.ndarray, int]]] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
     graphs: dict[int, int] = field(default_factory=dict)
     used: Counter[str] = field(default_factory=Counter)
     size_bytes: int = 0
 
 
-def to_bytes(entries: Sequence[Entry], *, description: str = "") -> bytearray:
-    """Returns a file with a signature for each entry; graphs inside operators follow the entries' own."""
+def to_bytes(entries: Sequence[Entry], *, description: str = "") -> memoryview:
+    """Returns a file with a signature for each entry; graphs inside operators follow the entries' own.
+
+    Raises:
+        StageFailed: It would be larger than a FlatBuffer can be.
+    """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
@@ -67,9 +74,12 @@ def to_bytes(entries: Sequence[Entry], *, description: str = "") -> bytearray:
     model.operatorCodes = [_code(kind) for kind in parts.codes]
     model.buffers = parts.buffers
     model.signatureDefs = [_signature(entry, parts, indices) for entry in entries]
+    if parts.size_bytes > BUFFER_BYTES - _MARGIN_BYTES:
+        told = f"the constants take {parts.size_bytes:,} bytes, and a TFLite file holds {BUFFER_BYTES:,}"
+        raise StageFailed(told, where="onnx_litert", hint="quantize the model first, or export it to another format")
     builder = flatbuffers.Builder(parts.size_bytes + _MARGIN_BYTES)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytearray(builder.Output())
+    return memoryview(builder.Bytes)[builder.Head() :]
 
 
 def _in_order(graphs: Sequence[Graph]) -> list[Graph]:
@@ -121,21 +131,26 @@ def _buffer(data: np.ndarray | None, parts: _Parts) -> int:
     """Writes a constant once, however many tensors have it; nothing at all for one without elements."""
     if data is None:
         return 0
-    if id(data) not in parts.shared:
-        parts.shared[id(data)] = len(parts.buffers)
-        parts.buffers.append(_aligned(data))
-        parts.size_bytes += data.nbytes + 64
-    return parts.shared[id(data)]
+    if not data.size:
+        return 0
+    content = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    alike = parts.shared.setdefault((len(content), content[:_COMPARED_BYTES].tobytes()), [])
+    for other, number in alike:
+        if np.array_equal(other, content):
+            return number
+    alike.append((content, len(parts.buffers)))
+    parts.buffers.append(_aligned(content))
+    parts.size_bytes += data.nbytes + 64
+    return alike[-1][1]
 
 
-def _aligned(data: np.ndarray) -> Any:
+def _aligned(content: np.ndarray) -> Any:
     from ai_edge_litert import schema_py_generated as schema
 
     class Aligned(schema.BufferT):  # type: ignore[misc]  # the schema has no types
         """A buffer that lies on a boundary of sixteen bytes, which the generated code forgets."""
 
         def Pack(self, builder: Any) -> Any:
-            content = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
             builder.StartVector(1, len(content), _ALIGNMENT)
             builder.head -= len(content)
             builder.Bytes[builder.head : builder.head + len(content)] = content.data
