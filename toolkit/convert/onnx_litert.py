@@ -54,6 +54,7 @@ class OnnxLiteRT:
             raise StageFailed(f"cannot convert the graph: {told}", where=_WHERE, hint=_HINT)
         clean.clean(graph, found.quantized)
         integers.integrate(graph, found.quantized)
+        found.constants.clear()  # what the graph has of them is its own
         clean.clean(graph, found.quantized)
         names = dict(zip(found.inputs, graph.inputs, strict=True)), dict(zip(found.outputs, graph.outputs, strict=True))
         out.write_bytes(write.to_bytes([write.Entry(_DEFAULT, graph, *names)]))
@@ -77,6 +78,7 @@ def _lowered(program: Path, signature: Signature, layout: str | None) -> tuple[G
     constants = {tensor.name for tensor in model.graph.initializer}
     ordered = {value.name: types[value.name] for value in model.graph.input if value.name not in constants}
     found = read(model, ordered, lambda kind: kind in lower.REGISTRY)
+    del model  # a large model is not held twice
     graph = Graph()
     last: Layout = "last" if layout == "channels_last" else "first"
     given = {name: _input(graph, name, type, last if len(type.shape) == 4 else "first") for name, type in ordered.items()}
