@@ -94,10 +94,13 @@ def _stirred(model: Any, images: Any = None) -> Any:
     """Gives normalizations statistics that fit the data, as training would, and returns the model in inference mode."""
     import torch
 
-    if images is not None and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+    kinds = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d
+    if images is not None and any(isinstance(module, kinds) for module in model.modules()):
         for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, kinds):
                 module.momentum = None  # a plain average over all batches
+                if not module.weight.any():  # as some residual branches begin: converters would drop a branch that training brings to life
+                    torch.nn.init.ones_(module.weight)
         model.train()
         with torch.no_grad():
             model(torch.from_numpy(images))

@@ -197,3 +197,14 @@ def test_integers_are_not_overwritten_before_they_are_read(tmp_path: Path) -> No
         node("BitwiseXor", ["g", "bits"], ["z"]),
     ]
     agree(tmp_path, nodes, {"x": np.arange(12, dtype=np.int32).reshape(2, 6)}, ["y", "z"], constants, 18)
+
+
+def test_concatenations_that_grow_start_from_each_other(tmp_path: Path) -> None:
+    """As in a DenseNet; and no operator has more inputs than delegates take."""
+    grown = [node("Concat", [f"x{number}" for number in range(count)], [f"c{count}"], axis=1) for count in range(2, 9)]
+    layers = [node("Relu", [f"c{count}"], [f"y{count}"]) for count in range(2, 9)]
+    wide = node("Concat", [f"x{number}" for number in range(7, -1, -1)], ["z"], axis=1)
+    given = {f"x{number}": numbers(1, 2, 3, 3) for number in range(8)}
+    nodes = [one for pair in zip(grown, layers, strict=True) for one in pair]
+    operators = agree(tmp_path, [*nodes, wide], given, [*(f"y{count}" for count in range(2, 9)), "z"])
+    assert operators["CONCATENATION"] == 7 + 3 and operators["DELEGATE"] == 1
