@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ _HINT = "write that layer with other operators, or keep it outside of the graph"
 
 
 class OnnxLiteRT:
-    """Writes a ``.tflite`` file with the signature ``serving_default``; 64-bit integers become 32-bit ones."""
+    """Writes a ``.tflite`` file with the signature ``serving_default``; 64-bit integers become 32-bit ones.
+
+    With ``batch_sizes`` it takes one sample by that name, and has a signature for each other size, ``batch_4`` and so on; all share the
+    weights.
+    """
 
     name = "onnx_litert"
     version = 1
@@ -32,10 +37,10 @@ class OnnxLiteRT:
     modules: tuple[str, ...] = ("onnx", "ai_edge_litert")
     distributions: tuple[str, ...] = ("onnx", "ai-edge-litert")
     extra = "edgekit[onnx,litert]"
-    options: tuple[str, ...] = ("layout",)
+    options: tuple[str, ...] = ("layout", "batch_sizes")
     trust = 0.9
 
-    def convert(self, program: Path, out: Path, signature: Signature, *, layout: str | None = None) -> None:
+    def convert(self, program: Path, out: Path, signature: Signature, *, layout: str | None = None, batch_sizes: Sequence[int] = ()) -> None:
         """Converts an ONNX file.
 
         Args:
@@ -43,21 +48,15 @@ class OnnxLiteRT:
             out: The ``.tflite`` file to write.
             signature: Inputs and outputs; the first axis may be free.
             layout: ``channels_last`` for four-dimensional inputs ``[n x h x w x c]``.
+            batch_sizes: Batch sizes to write signatures for; 1 is always there.
 
         Raises:
             InputRejected: The file is damaged.
-            StageFailed: An operator has no counterpart in TFLite.
+            StageFailed: An operator has no counterpart in TFLite, or the model works for one batch size alone.
         """
-        graph, found = _lowered(program, signature, layout)
-        if found.problems:
-            told = "; ".join(dict.fromkeys(f"{node.kind} ({node.name}, opset {node.version}) {reason}" for node, reason in found.problems))
-            raise StageFailed(f"cannot convert the graph: {told}", where=_WHERE, hint=_HINT)
-        clean.clean(graph, found.quantized)
-        integers.integrate(graph, found.quantized)
-        found.constants.clear()  # what the graph has of them is its own
-        clean.clean(graph, found.quantized)
-        names = dict(zip(found.inputs, graph.inputs, strict=True)), dict(zip(found.outputs, graph.outputs, strict=True))
-        out.write_bytes(write.to_bytes([write.Entry(_DEFAULT, graph, *names)]))
+        sizes = dict.fromkeys([1, *batch_sizes]) if batch_sizes else [None]
+        entries = [_entry(program, signature, layout, size) for size in sizes]
+        out.write_bytes(write.to_bytes(entries))
 
     def preflight(self, program: Path, signature: Signature) -> list[Obstacle]:
         """Returns every operator that cannot be lowered, with its node and the reason.
@@ -72,8 +71,49 @@ class OnnxLiteRT:
 ROUTE: Route = OnnxLiteRT()
 
 
+def _entry(program: Path, signature: Signature, layout: str | None, size: int | None) -> write.Entry:
+    """Compiles a file for a batch size; for the signature's own, which may be free, where none is given."""
+    if size is not None:
+        signature = Signature(inputs=_batched(signature.inputs, size), outputs=_batched(signature.outputs, size))
+    graph, found = _lowered(program, signature, layout)
+    if found.problems:
+        raise StageFailed(f"cannot convert the graph: {_told(found)}", where=_WHERE, hint=_HINT)
+    clean.clean(graph, found.quantized)
+    integers.integrate(graph, found.quantized)
+    found.constants.clear()  # what the graph has of them is its own
+    clean.clean(graph, found.quantized)
+    if size is not None:
+        _check_batch(graph, found, signature, size)
+    names = dict(zip(found.inputs, graph.inputs, strict=True)), dict(zip(found.outputs, graph.outputs, strict=True))
+    return write.Entry(_DEFAULT if size in (None, 1) else f"batch_{size}", graph, *names)
+
+
+def _batched(specs: Sequence[TensorSpec], size: int) -> tuple[TensorSpec, ...]:
+    """Gives tensors a batch size, those whose first axis is that of the samples: a free one, or one of 1."""
+    return tuple(one.model_copy(update={"shape": (size, *one.shape[1:])}) if one.shape and one.shape[0] in (1, *_free(one)) else one for one in specs)
+
+
+def _free(spec: TensorSpec) -> tuple[str, ...]:
+    return tuple(size for size in spec.shape[:1] if isinstance(size, str))
+
+
+def _check_batch(graph: Graph, found: Program, signature: Signature, size: int) -> None:
+    wanted = {one.name: one.shape[0] for one in signature.outputs if one.shape}
+    for name, tensor in zip(found.outputs, graph.outputs, strict=True):
+        if tensor.shape and wanted.get(name, tensor.shape[0]) != tensor.shape[0]:
+            told = f"output {name!r} has {tensor.shape[0]} rows for a batch of {size}: the batch size is written into the graph"
+            raise StageFailed(told, where=_WHERE, hint="export the model with a free batch size")
+
+
+def _told(found: Program) -> str:
+    """Says what cannot be converted, each kind of problem with all that it was found at in the model."""
+    return "; ".join(dict.fromkeys(f"{node.kind} ({node.place}, opset {node.version}) {reason}" for node, reason in found.problems))
+
+
 def _lowered(program: Path, signature: Signature, layout: str | None) -> tuple[Graph, Program]:
     model = _load(program)
+    for spec in signature.inputs:
+        _check_free(spec)
     types = {spec.name: _type(spec) for spec in signature.inputs}
     constants = {tensor.name for tensor in model.graph.initializer}
     ordered = {value.name: types[value.name] for value in model.graph.input if value.name not in constants}
@@ -84,6 +124,17 @@ def _lowered(program: Path, signature: Signature, layout: str | None) -> tuple[G
     given = {name: _input(graph, name, type, last if len(type.shape) == 4 else "first") for name, type in ordered.items()}
     lower.lower(found, graph, given, {})
     return graph, found
+
+
+def _check_free(spec: TensorSpec) -> None:
+    """Refuses free sizes but that of the samples: what depends on them would have to be computed at run time, sizes of results included."""
+    free = [(axis, size) for axis, size in enumerate(spec.shape) if axis and isinstance(size, str)]
+    if free:
+        axis, size = free[0]
+        told = (
+            f"input {spec.name!r} has a free size, {size!r}, on axis {axis}; of a TFLite file that this route writes only the first axis may be free"
+        )
+        raise StageFailed(told, where=_WHERE, hint="export the model with that size fixed, for example to the longest input, and pad shorter ones")
 
 
 def _type(spec: TensorSpec) -> Type:

@@ -6,6 +6,7 @@ has its definition in terms of others, the definition takes the operator's place
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,8 @@ class Node:
         inputs: Names of its inputs; empty for one that is left out.
         outputs: Names of its outputs; empty for one that nobody asked for.
         attributes: By name; tensors as arrays, graphs as :class:`Program`.
+        scope: The layer of the user's model, where the exporter tells.
+        given: Types of its inputs, as far as they were known when it was read.
     """
 
     kind: str
@@ -72,11 +75,19 @@ class Node:
     inputs: list[str]
     outputs: list[str]
     attributes: dict[str, Any]
+    scope: str = ""
+    given: tuple[Type, ...] = ()
 
     @property
     def layer(self) -> str:
-        """The layer of the user's model, as far as the node's name tells: ``features.0.0`` of ``features.0.0/Conv``."""
-        return self.name.rpartition("/")[0] or self.name
+        """The layer of the user's model, else as far as the node's name tells: ``features.0.0`` of ``features.0.0/Conv``."""
+        return self.scope or self.name.rpartition("/")[0] or self.name
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages: its name, its layer, and what it is given."""
+        types = " and ".join(f"{one.dtype} [{' x '.join('n' if size == FREE else str(size) for size in one.shape)}]" for one in self.given)
+        return ", ".join(one for one in (self.name, self.scope and f"layer {self.scope}", types and f"of {types}") if one)
 
 
 @dataclass(eq=False)
@@ -209,7 +220,9 @@ class _Reader:
         kind = proto.op_type if proto.domain in _DOMAINS else f"{proto.domain}.{proto.op_type}"
         schema = self.schema(proto)
         name = proto.name or next((one for one in proto.output if one), proto.op_type)
-        return Node(kind, schema.since_version if schema else 1, name, list(proto.input), list(proto.output), attributes)
+        version = schema.since_version if schema else 1
+        given = tuple(self.program.type(one) for one in proto.input if one in self.types or one in self.constants)
+        return Node(kind, version, name, list(proto.input), list(proto.output), attributes, _scope(proto), given)
 
     def schema(self, proto: Any) -> Any:
         from onnx import defs
@@ -342,6 +355,16 @@ def _quantized(proto: Any, constants: Mapping[str, np.ndarray]) -> Quantized:
     zero_point = constants[proto.input[2]] if given else np.zeros(scale.shape, content.dtype)
     axis = next((one.i for one in proto.attribute if one.name == "axis"), 1)
     return Quantized(content.dtype, scale, zero_point, axis % content.ndim if scale.size > 1 or scale.ndim else None)
+
+
+def _scope(proto: Any) -> str:
+    """Returns the module of a PyTorch model that a node is from, which its exporter writes into the node's metadata."""
+    scopes = next((one.value for one in proto.metadata_props if one.key == "pkg.torch.onnx.name_scopes"), "")
+    try:
+        found = ast.literal_eval(scopes) if scopes else []
+    except (ValueError, SyntaxError):
+        return ""
+    return str(found[-2]) if isinstance(found, list) and len(found) > 1 else ""
 
 
 def _graphs(proto: Any) -> list[Any]:
