@@ -17,38 +17,43 @@ from toolkit.errors import ToolkitError
 from toolkit.factory import CODE_ERRORS
 
 # Short blocks and many of them: what else the machine does then hits both sides alike.
-ROUNDS, BLOCK_SECONDS = 61, 0.02
-# A file that seems slower gets a longer look, unless that takes too long.
-MORE_ROUNDS, LONG_MS = 241, 50.0
+ROUNDS, BLOCK_SECONDS = 60, 0.02
+# A file that seems slower gets a longer look; models that take long get fewer rounds.
+MORE_ROUNDS, LONG_MS, FEW_ROUNDS = 240, 50.0, 15
+# Where a session happens to lie in memory makes a small model up to a third slower: each file is opened as often as this.
+SESSIONS = 3
 PEERS = ("litert_torch", "onnx2tf")
 Run = Callable[[], Any]
+Open = Callable[[], Run]
 
 
 def main(folder: Path, sides: list[str]) -> None:
     with np.load(folder / "inputs.npz") as given, np.load(folder / "outputs.npz") as wanted:
         inputs, outputs = dict(given), dict(wanted)
     facts: dict[str, dict[str, Any]] = {}
-    runs: dict[str, Run] = {}
+    files: dict[str, Open] = {}
     for side in sides:
         file = folder / ("model.onnx" if side == "onnx" else f"{side}.tflite")
         try:
-            facts[side], runs[side] = _open(file, inputs, outputs)
+            facts[side], files[side] = _checked(file, inputs, outputs)
         except (ToolkitError, *CODE_ERRORS) as error:  # what a peer left behind can make its runtime complain: that is the result
             facts[side] = {"error": f"does not run: {type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     for peer in PEERS:
-        ours = "ours_last" if peer == "onnx2tf" and facts.get(peer, {}).get("reordered") and "ours_last" in runs else "ours"
-        if peer in runs and ours in runs:
-            facts[peer] |= {**_paired(runs[ours], runs[peer]), "beside": facts[ours]["operators"]}
-    if "ours" in runs:  # what two copies of one file differ by is what such figures cannot tell
-        facts["ours"] |= _paired(runs["ours"], _open(folder / "ours.tflite", inputs, outputs)[1])
+        ours = "ours_last" if peer == "onnx2tf" and facts.get(peer, {}).get("reordered") and "ours_last" in files else "ours"
+        if peer in files and ours in files:
+            facts[peer] |= {**_paired(files[ours], files[peer]), "beside": facts[ours]["operators"]}
+    if "ours" in files:  # what one file differs by from itself is what such figures cannot tell
+        facts["ours"] |= _paired(files["ours"], files["ours"])
     (folder / "compared.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _open(file: Path, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], Run]:
+def _checked(file: Path, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], Open]:
+    """Runs all samples through a file; returns what there is to know of it, and how to open it for one of them."""
     from toolkit import plugins
 
     format = file.suffix[1:]
-    session = plugins.runtime_for(format).open(file, threads=1)
+    runtime = plugins.runtime_for(format)
+    session = runtime.open(file, threads=1)
     fed = _fed(session.signature.inputs, inputs)
     samples = len(next(iter(inputs.values())))
     found = [session.run({name: rows[row] for name, (_, rows) in fed.items()}) for row in range(samples)]
@@ -62,7 +67,12 @@ def _open(file: Path, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarr
         "reordered": any(reordered for reordered, _ in fed.values()),
     }
     first = {name: rows[0] for name, (_, rows) in fed.items()}
-    return facts, lambda: session.run(first)
+
+    def opened() -> Run:
+        run = runtime.open(file, threads=1).run
+        return lambda: run(first)
+
+    return facts, opened
 
 
 def _fed(specs: Any, inputs: dict[str, np.ndarray]) -> dict[str, tuple[bool, list[np.ndarray]]]:
@@ -125,20 +135,25 @@ def _partitions(file: Path) -> int:
     return sum(one["op_name"] == "DELEGATE" for one in interpreter._get_ops_details())
 
 
-def _paired(ours: Run, peer: Run) -> dict[str, float]:
+def _paired(ours: Open, peer: Open) -> dict[str, float]:
     """Times two files in turns and returns the peer's median and ours over it."""
-    found = _rounds(ours, peer, ROUNDS)
-    if found["ratio"] > 1.0 and found["latency_ms"] < LONG_MS:
-        found = _rounds(ours, peer, MORE_ROUNDS)
-    return found
+    runs: dict[str, list[Run]] = {"ours": [], "peer": []}
+    for _ in range(SESSIONS):
+        runs["ours"].append(ours())
+        runs["peer"].append(peer())
+    seconds = {side: float(np.median([_seconds(run, 3) for run in same])) for side, same in runs.items()}
+    if max(seconds.values()) * 1e3 > LONG_MS:
+        return _rounds(runs, seconds, FEW_ROUNDS)
+    found = _rounds(runs, seconds, ROUNDS)
+    return _rounds(runs, seconds, MORE_ROUNDS) if found["ratio"] > 1.0 else found
 
 
-def _rounds(ours: Run, peer: Run, rounds: int) -> dict[str, float]:
-    runs = {"ours": ours, "peer": peer}
-    passes = {side: max(1, round(BLOCK_SECONDS / _seconds(run, 3))) for side, run in runs.items()}
+def _rounds(runs: dict[str, list[Run]], seconds: dict[str, float], rounds: int) -> dict[str, float]:
+    passes = {side: max(1, round(BLOCK_SECONDS / one)) for side, one in seconds.items()}
     blocks: dict[str, list[float]] = {side: [] for side in runs}
     for side in turns(list(runs), rounds):
-        blocks[side].append(_seconds(runs[side], passes[side]) * 1e3)
+        run = runs[side][len(blocks[side]) % SESSIONS]
+        blocks[side].append(_seconds(run, passes[side]) * 1e3)
     medians = {side: float(np.median(times)) for side, times in blocks.items()}
     return {"latency_ms": medians["peer"], "ratio": medians["ours"] / medians["peer"]}
 

@@ -70,6 +70,7 @@ class Row:
         model: Its name.
         onnx_mb: Size of the exported file.
         export_seconds: PyTorch's own export to ONNX, once its libraries were imported.
+        note: What else the export took.
         onnx_db: How close ONNX Runtime comes with that file: what float32 gives.
         sides: ``ours`` and the peers that were asked for.
     """
@@ -77,6 +78,7 @@ class Row:
     model: str
     onnx_mb: float | None = None
     export_seconds: float | None = None
+    note: str = ""
     onnx_db: float | None = None
     sides: dict[str, Side] = field(default_factory=dict)
 
@@ -130,7 +132,7 @@ def run_model(name: str, limit_s: float, onnx2tf: Path | None = None) -> Row:
     with tempfile.TemporaryDirectory(prefix="edgekit-compiler-") as scratch:
         folder = Path(scratch)
         exported = _step([sys.executable, "-m", "benchmarks.compiler.child", "export", name, scratch], folder, "export", limit_s)
-        row = Row(name, exported.get("onnx_mb"), exported.get("seconds"))
+        row = Row(name, exported.get("onnx_mb"), exported.get("seconds"), exported.get("note", ""))
         sides = ["ours", "litert_torch", *(["onnx2tf"] if onnx2tf else [])]
         if "error" in exported:
             row.sides = {side: Side(reason=f"PyTorch's export to ONNX: {exported['error']}") for side in sides}

@@ -147,6 +147,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _lists(rows: Sequence[Row], peers: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    yield "Not exported by PyTorch itself", [f"- {row.model}: {row.note}" for row in rows if row.note]
     yield "Not converted by us", [f"- {row.model}: {row.ours.reason}" for row in rows if not row.ours.ok]
     far = [row for row in rows if row.ours.sqnr_db is not None and row.ours.sqnr_db < LEAST_DB]
     yield f"Below {LEAST_DB:g} dB", [f"- {row.model}: {row.ours.sqnr_db:.1f}, ONNX Runtime {_number(row.onnx_db, '.1f')}" for row in far]
