@@ -65,7 +65,7 @@ class OnnxLiteRT:
             InputRejected: The file is damaged.
         """
         _, found = _lowered(program, signature, None)
-        return [Obstacle(node.kind, node.layer, reason, _HINT) for node, reason in found.problems]
+        return [Obstacle(node.kind, node.layer, f"{reason} ({node.place}, opset {node.version})", _HINT) for node, reason in found.problems]
 
 
 ROUTE: Route = OnnxLiteRT()
