@@ -71,6 +71,18 @@ def killed(job: Job) -> Facts:
     return {}
 
 
+def killed_twice(job: Job) -> Facts:
+    """Gets one step further with each call, and is killed at the first two."""
+    assert job.kept
+    with (job.kept / "steps").open("a") as stream:
+        stream.write("x")
+    found = (job.kept / "steps").read_text()
+    if len(found) < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (job.out / "text.txt").write_text(found)
+    return {"steps": len(found)}
+
+
 def hang(job: Job) -> Facts:
     time.sleep(600)
     return {}

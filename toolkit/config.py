@@ -18,6 +18,7 @@ from toolkit.errors import ConfigError
 from toolkit.limits import NUMBER_PATTERN, Budgets, Count, Fraction, Number, Positive
 from toolkit.metrics import CLASSIFICATION, TASKS, scale
 from toolkit.mistakes import FACTORY_PATTERN, NAME_PATTERN, explain
+from toolkit.training import Finetune
 
 PROJECT_FILE = "edgekit.toml"
 BASELINE_FILE = "edgekit-baseline.json"
@@ -152,33 +153,6 @@ class Model(Frozen):
         if self.file and self.weights:
             raise ValueError("weights go with factory or name; a model file carries its own")
         return self
-
-
-class Finetune(Frozen):
-    """How the model is adapted to the training split.
-
-    Attributes:
-        epochs: Passes over the training split.
-        batch_size: Samples of one step.
-        learning_rate: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay.
-        warmup: Share of all steps in which the learning rate rises to its peak; a cosine brings it down after.
-        label_smoothing: Mass moved from the right class to all of them.
-        freeze: Glob patterns of parameter names that stay as they are.
-        threads: CPU threads of one training step. Fixed, as another number may give other weights; for networks as small
-            as a digit classifier, 1 is as fast as more, and does not suffer from neighbours.
-        device: ``auto`` takes a GPU when there is one.
-    """
-
-    epochs: Count = 10
-    batch_size: Count = 32
-    learning_rate: Positive = 1e-3
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
-    warmup: Fraction = 0.1
-    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    freeze: tuple[str, ...] = ()
-    threads: Count = 2
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 class Calibration(Frozen):

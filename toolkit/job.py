@@ -30,12 +30,15 @@ class Job:
         options: Plain values that steer the stage.
         out: Empty folder to write into; it becomes visible to others only when the stage succeeds.
         progress: Callback ``(done, total, note)``.
+        kept: Folder that outlives an interruption: the next call for the same output finds in it what this one left. ``None`` where
+            nothing is kept.
     """
 
     inputs: Mapping[str, Path]
     options: Mapping[str, Any]
     out: Path
     progress: Callable[[int, int, str], None] = field(default=_silent)
+    kept: Path | None = None
 
 
 def read_facts(folder: Path) -> Facts:

@@ -83,7 +83,8 @@ class Store:
             StoreError: The folder cannot be made or written.
         """
         self.root = (root or default_root()).absolute()
-        self._stages, self._staging, self.logs, self._users = (self.root / name for name in ("stages", "staging", "logs", "users"))
+        names = ("stages", "staging", "unfinished", "logs", "users")
+        self._stages, self._staging, self._unfinished, self.logs, self._users = (self.root / name for name in names)
         with self._guard():
             for folder in (self._stages, self._staging, self.logs, self._users):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,38 @@ class Store:
                 yield work / "out"
             with self._guard():
                 self._publish(key, work, inputs)
+
+    @contextlib.contextmanager
+    def unfinished(self, key: str) -> Iterator[Path | None]:
+        """Gives a folder in which an interrupted stage finds what it left, under the same key; it goes when the block ends well.
+
+        Where another process works for the same key there is none, as two must not write one.
+
+        Args:
+            key: The key that the output will be published under.
+
+        Raises:
+            StoreError: The folder cannot be made.
+        """
+        folder = self._unfinished / key
+        lock = FileLock(folder.with_suffix(".lock"), thread_local=False)
+        try:
+            self._unfinished.mkdir(exist_ok=True)
+            lock.acquire(timeout=0)
+        except OSError:  # also filelock's Timeout
+            yield None
+            return
+        try:
+            with self._guard():
+                folder.mkdir(exist_ok=True)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which leaves it where there is something in it
+            with contextlib.suppress(OSError):
+                folder.with_suffix(".lock").unlink()
+            lock.release()
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -191,6 +224,7 @@ class Store:
             for key, _ in old:
                 self._discard(self._home(key))
             self._remove_logs(limit)
+            self._remove_unfinished(limit)
         return len(old), sum(size_bytes for _, size_bytes in old)
 
     def _home(self, key: str) -> Path:
@@ -245,9 +279,17 @@ class Store:
                 if old.stat().st_mtime <= limit:
                     old.unlink()
 
+    def _remove_unfinished(self, limit: float) -> None:
+        """Removes what interrupted stages left and nobody came back for."""
+        for folder in self._unfinished.glob("*"):
+            with contextlib.suppress(OSError):
+                if folder.is_dir() and folder.stat().st_mtime <= limit:
+                    _remove_if_abandoned(folder.with_suffix(".lock"), folder)
+
     def _sweep(self) -> None:
         """Removes what killed processes left, and old logs. Others work here meanwhile, so whatever was listed may be gone."""
         self._remove_logs(time.time() - _LOG_DAYS * 86400)
+        self._remove_unfinished(time.time() - _LOG_DAYS * 86400)
         self._count_users()
         for lock in self._staging.glob("*.lock"):
             _remove_if_abandoned(lock, lock.with_suffix(""))

@@ -106,6 +106,7 @@ class Workers:
             "inputs": {role: str(path) for role, path in job.inputs.items()},
             "options": dict(job.options),
             "out": str(job.out),
+            "kept": str(job.kept) if job.kept else None,
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         output = log or folder / "log.txt"

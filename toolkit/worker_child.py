@@ -147,7 +147,8 @@ def _call(request: dict[str, Any], messages: int, job: int) -> dict[str, Any]:
     inputs = {role: Path(path) for role, path in request["inputs"].items()}
     try:
         module, function = stage.split(":")
-        facts = getattr(importlib.import_module(module), function)(Job(inputs, request["options"], Path(request["out"]), progress))
+        kept = Path(request["kept"]) if request.get("kept") else None
+        facts = getattr(importlib.import_module(module), function)(Job(inputs, request["options"], Path(request["out"]), progress, kept))
         json.dumps(facts, allow_nan=False)
         return {"facts": facts}
     except ToolkitError as error:

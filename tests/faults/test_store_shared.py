@@ -269,3 +269,28 @@ def test_a_full_disk_is_a_store_error(place, tiny_disk):
 def test_what_else_a_block_raises_passes_as_it_is(tmp_path):
     with pytest.raises(PermissionError), Store(tmp_path).staging(KEY, {}):
         raise PermissionError(errno.EACCES, "Permission denied", "the user's own file")
+
+
+def test_what_is_unfinished_stays_until_it_is_finished_emptied_or_old(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt), store.unfinished("key") as kept:
+        (kept / "state").write_text("half")
+        with store.unfinished("key") as other:
+            assert other is None, "two must not write one"
+        raise KeyboardInterrupt
+    with store.unfinished("key") as kept:
+        assert (kept / "state").read_text() == "half"
+    with store.unfinished("key") as kept:
+        assert not list(kept.iterdir())
+    folder = tmp_path / "unfinished" / "old"
+    folder.mkdir()
+    Store(tmp_path)
+    assert folder.exists()
+    os.utime(folder, (0, 0))
+    Store(tmp_path)
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), store.unfinished("key") as kept:
+        (kept / "state").write_text("half")
+        raise KeyboardInterrupt
+    store.remove()
+    assert not list((tmp_path / "unfinished").iterdir())

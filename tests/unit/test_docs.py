@@ -19,7 +19,7 @@ import typer.main
 
 import toolkit
 from tests.reports import sample_report
-from toolkit import config, errors, limits, metrics, resources
+from toolkit import config, errors, limits, metrics, resources, training
 from toolkit.cli import app
 from toolkit.report import json as report_json
 
@@ -38,7 +38,7 @@ TABLES = {
     "Project: top level": config.Project,
     "Project: `[data]`": config.Data,
     "Project: `[model]`": config.Model,
-    "Project: `[finetune]`": config.Finetune,
+    "Project: `[finetune]`": training.Finetune,
     "Project: `[calibration]`": config.Calibration,
     "Project: `[convert]`": config.Conversion,
     "Project: `[parity]`": config.Parity,

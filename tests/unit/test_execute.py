@@ -188,3 +188,12 @@ def test_a_missing_file_fails_its_step_with_its_name(tmp_path):
     result = execute([step("a", files={"text": tmp_path / "absent.txt"})], Store(tmp_path / "store"))["a"]
     assert isinstance(result.error, errors.InputRejected)
     assert "absent.txt" in str(result.error)
+
+
+def test_a_resumable_step_finds_what_a_killed_one_left(tmp_path):
+    store, chain = Store(tmp_path), [step("a", "killed_twice", resumable=True)]
+    for _ in range(2):
+        assert statuses(execute(chain, store)) == {"a": "failed"}
+    assert len(list((tmp_path / "unfinished").glob("*/steps"))) == 1
+    assert execute(chain, store)["a"].facts["steps"] == 3
+    assert not list((tmp_path / "unfinished").iterdir()), "what is finished leaves nothing"

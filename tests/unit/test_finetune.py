@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.config import Finetune
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
-from toolkit.finetuning import loop, stage
+from toolkit.finetuning import blocks, checkpoint, loop, stage
 from toolkit.job import Job
+from toolkit.training import Finetune
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -45,7 +45,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     runs = itertools.count()
 
-    def train(body=NET, build="Net", data=None, weights=None, progress=None, **options):
+    def train(body=NET, build="Net", data=None, weights=None, progress=None, kept=None, **options):
         module = f"finetuned_{next(_MODULES)}"
         (tmp_path / f"{module}.py").write_text(f"import torch\nfrom torch import nn\n{body}")
         (data or blobs()).write(tmp_path / module)
@@ -54,7 +54,7 @@ def project(tmp_path, monkeypatch):
             inputs["weights"] = weights
         out = tmp_path / f"out{next(runs)}"
         out.mkdir()
-        job = Job(inputs, {**SMALL, "factory": f"{module}:{build}", **options}, out, progress or (lambda *_: None))
+        job = Job(inputs, {**SMALL, "factory": f"{module}:{build}", **options}, out, progress or (lambda *_: None), kept)
         return stage.run(job), out
 
     return train
@@ -311,6 +311,105 @@ def test_batches_hold_every_row_and_no_lone_one(n, size):
     assert max(len(cut) for cut in cuts) <= size + 1
 
 
+def test_a_learning_rate_for_each_block():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    groups = loop.parameter_groups(net, 0.1, blocks.blocks(net), 0.5)
+    factors = {id(one): group["factor"] for group in groups for one in group["params"]}
+    assert [factors[id(one)] for one in net.parameters()] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    assert {group["weight_decay"] for group in groups if group["params"][0].ndim > 1} == {0.1}
+
+
+def test_classes_weigh_alike():
+    sklearn = pytest.importorskip("sklearn.utils.class_weight")
+    label = np.array([0] * 50 + [1] * 7 + [3] * 3)
+    expected = sklearn.compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=label)
+    np.testing.assert_allclose(loop.class_weights(label), [*expected[:2], 1.0, expected[2]])
+
+
+def trainer(net, **settings):
+    return loop.Trainer(net, lambda batch: net(torch.from_numpy(batch.columns["x"])), Finetune(**settings), [], "cpu", lambda *_: None)
+
+
+@pytest.mark.parametrize("more", [{}, {"balance": "weights", "label_smoothing": 0.1}])
+def test_a_step_in_parts_is_the_step_as_a_whole(more):
+    data = blobs(50)
+    data = Dataset(data.columns, np.where(data.label == 2, np.arange(50) % 2, data.label))  # classes of different sizes
+    torch.manual_seed(1)
+    start = torch.nn.Linear(4, 3).state_dict()
+    found = []
+    for parts in (1, 3):
+        net = torch.nn.Linear(4, 3)
+        net.load_state_dict(start)
+        history = trainer(net, epochs=2, batch_size=20, accumulate=parts, **more).run(data, np.arange(50), np.arange(50), seed=0)
+        found.append((net.weight.detach(), [one.train_loss for one in history]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+def test_weighted_loss_is_that_of_pytorch():
+    data = Dataset({"x": blobs(30).columns["x"]}, np.array([0] * 20 + [1] * 8 + [2] * 2))
+    torch.manual_seed(1)
+    net = torch.nn.Linear(4, 3)
+    weight = torch.tensor([30 / 60, 30 / 24, 30 / 6])
+    expected = torch.nn.functional.cross_entropy(net(torch.from_numpy(data.columns["x"])), torch.from_numpy(data.label), weight).item()
+    (only,) = trainer(net, epochs=1, batch_size=64, balance="weights").run(data, np.arange(30), np.arange(30), seed=0)
+    assert only.train_loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_sampler_draws_every_class_equally_often():
+    label = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    data = Dataset({"x": np.zeros((1000, 4), np.float32)}, label)
+    drawn = trainer(torch.nn.Linear(4, 3), balance="sampler")._order(data, np.arange(1000), np.random.default_rng(0))
+    counts = np.bincount(label[drawn])
+    assert len(drawn) == 1000 and all(abs(count - 1000 / 3) < 4 * np.sqrt(1000 * 2 / 9) for count in counts)
+
+
+def test_the_average_of_all_steps_is_what_is_kept():
+    """Against the moving average written out: after each step ``0.8 a + 0.2 w``."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 3)
+    data, steps = blobs(40), []
+    made = trainer(net, epochs=3, batch_size=64, learning_rate=0.1, average=0.8)
+    inner = made._step
+    made._step = lambda *given: (inner(*given), steps.append(net.weight.detach().clone()))[0]
+    history = made.run(data, np.arange(40), np.arange(40), seed=0)
+    average = steps[0].clone()  # it begins with the first
+    averages = [average.clone()]
+    for weight in steps[1:]:
+        average.mul_(0.8).add_(0.2 * weight)
+        averages.append(average.clone())
+    torch.testing.assert_close(net.weight.detach(), averages[loop.best(history) - 1])
+
+
+def test_training_ends_when_nothing_improves():
+    data = blobs(60)
+    net = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(4)[:3] * 9)
+        net.bias.zero_()
+    wrong = Dataset(data.columns, np.where(np.arange(60) < 30, (data.label + 1) % 3, data.label))
+    history = trainer(net, epochs=20, batch_size=10, learning_rate=0.05, warmup=0.0, patience=3).run(wrong, np.arange(30), np.arange(30, 60), seed=0)
+    assert loop.best(history) == 1 and len(history) == 4
+
+
+def test_strategies_train_what_they_say(project, tmp_path):
+    _, start = project(epochs=1)
+    weights, before = start / "weights.safetensors", tensors(start)
+    facts, out = project(weights=weights, strategy="head", epochs=2)
+    after = tensors(out)
+    assert all(torch.equal(before[name], after[name]) == name.startswith("body") for name in before)
+    assert facts["trainable"] == 16 * 3 + 3
+    _, out = project(weights=weights, strategy="last", blocks=1, epochs=2)
+    assert not torch.equal(before["body.0.weight"], tensors(out)["body.0.weight"])
+    _, out = project(weights=weights, strategy="gradual", epochs=4)
+    assert [one["trained"] for one in json.loads((out / "training.json").read_text())["epochs"]] == [1, 2, 2, 2]
+
+
+def test_a_strategy_whose_blocks_are_frozen_is_refused(project):
+    with pytest.raises(ConfigError, match=r"trains 'head' alone, which freeze keeps"):
+        project(strategy="head", freeze=("head.*",))
+
+
 def test_weight_decay_spares_biases_and_norms():
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     groups = loop.parameter_groups(net, 0.1)
@@ -362,3 +461,49 @@ def test_weights_of_the_best_epoch_are_kept_when_later_ones_are_worse():
     assert history[0].validation_loss < history[-1].validation_loss
     assert loop.best(history) == 1
     assert trainer.evaluate(data, validation) == (history[0].validation_loss, history[0].validation_accuracy)
+
+
+class Stopped(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+DROPS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+"""
+
+
+@pytest.mark.parametrize("more", [{}, {"average": 0.9, "balance": "sampler", "accumulate": 2}, {"strategy": "gradual", "patience": 3}])
+@pytest.mark.parametrize("stop", [1, 17, 29])
+def test_a_run_that_is_killed_and_resumed_ends_as_the_unbroken_one(project, monkeypatch, tmp_path, stop, more):
+    _, whole = project(DROPS, epochs=4, **more)
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda _: True)
+    steps, kept = itertools.count(1), tmp_path / "kept"
+    kept.mkdir()
+    inner = loop.Trainer._step
+
+    def dies(self, *given):
+        if next(steps) == stop:
+            raise Stopped
+        return inner(self, *given)
+
+    monkeypatch.setattr(loop.Trainer, "_step", dies)
+    with pytest.raises(Stopped):
+        project(DROPS, epochs=4, kept=kept, **more)
+    assert (kept / checkpoint.NAME).exists() == (stop > 1)
+    _, resumed = project(DROPS, epochs=4, kept=kept, **more)
+    assert next(steps) <= 4 * 14 + 3, "it began anew"
+    for name in ("weights.safetensors", "training.json"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+
+
+def test_a_damaged_checkpoint_is_none(project, tmp_path):
+    (tmp_path / checkpoint.NAME).write_bytes(b"half of a")
+    facts, _ = project(epochs=1, kept=tmp_path)
+    assert facts["epochs"] == 1

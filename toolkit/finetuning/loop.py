@@ -2,22 +2,26 @@
 
 AdamW is Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); the cosine is theirs too, "SGDR" (2017), without
 restarts; the warm-up is Goyal et al., "Accurate, Large Minibatch SGD" (2017); label smoothing is Szegedy et al., "Rethinking
-the Inception Architecture" (2016).
+the Inception Architecture" (2016); a learning rate for each block is Howard and Ruder's, "Universal Language Model Fine-tuning for Text
+Classification" (2018).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.config import Finetune
 from toolkit.dataset import Dataset
-from toolkit.errors import InputRejected, StageFailed
+from toolkit.errors import ConfigError, InputRejected, StageFailed
+from toolkit.finetuning.blocks import Block, blocks, trained
+from toolkit.finetuning.checkpoint import Checkpoint, Position
+from toolkit.training import Finetune
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +42,8 @@ class Epoch:
         train_loss: Mean over the pass, with label smoothing.
         validation_loss: Cross-entropy on the held-out rows, without smoothing.
         validation_accuracy: Share of held-out rows that are right, 0..1.
-        learning_rate: That of the pass's last step.
+        learning_rate: That of the pass's last step, of the blocks nearest to the output.
+        trained: How many blocks of the model learned.
     """
 
     epoch: int
@@ -46,6 +51,7 @@ class Epoch:
     validation_loss: float
     validation_accuracy: float
     learning_rate: float
+    trained: int
 
 
 @dataclass
@@ -56,9 +62,10 @@ class Trainer:
         model: The model, already on its device; holds the best epoch's weights after :meth:`run`.
         logits: Computes ``[n x c]`` logits of a batch, on the device.
         settings: Epochs, batch size, learning rate and so on.
-        keep_eval: Modules that stay in evaluation mode, such as frozen batch norm.
+        keep_eval: Modules that stay in evaluation mode, such as frozen batch norm; those of blocks that do not learn are added to them.
         device: Name of the device.
         progress: Callback ``(step, steps, note)``.
+        checkpoint: Where to write from time to time how far it is, and to go on from; nothing is kept without one.
     """
 
     model: torch.nn.Module
@@ -67,14 +74,18 @@ class Trainer:
     keep_eval: Sequence[torch.nn.Module]
     device: str
     progress: Progress
-    _done: int = field(default=0, init=False)
+    checkpoint: Checkpoint | None = None
+    _kept: dict[str, Any] = field(default_factory=dict, init=False)
     _total: int = field(default=0, init=False)
     _reported: float = field(default=0.0, init=False)
+    _weight: torch.Tensor | None = field(default=None, init=False)
+    _average: torch.optim.swa_utils.AveragedModel | None = field(default=None, init=False)
 
     def run(self, data: Dataset, train: np.ndarray, validation: np.ndarray, seed: int) -> list[Epoch]:
         """Trains and leaves the best epoch's weights in the model.
 
-        The best epoch has the highest validation accuracy; of equal ones the lowest loss wins, then the earliest.
+        The best epoch has the highest validation accuracy; of equal ones the lowest loss wins, then the earliest. Where weights are
+        averaged, it is the average that is judged and kept.
 
         Args:
             data: Samples with labels; may be memory-mapped, one batch is read at a time.
@@ -83,26 +94,84 @@ class Trainer:
             seed: Seed of the order of rows.
 
         Raises:
+            ConfigError: What the strategy trains is frozen.
             StageFailed: The loss or a gradient is NaN or Inf.
         """
         import torch
 
-        generator = np.random.default_rng(seed)
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.settings.weight_decay), lr=self.settings.learning_rate)
-        self._done, self._total = 0, self.settings.epochs * len(batches(train, self.settings.batch_size))
-        history: list[Epoch] = []
-        weights: dict[str, torch.Tensor] = {}
-        for epoch in range(1, self.settings.epochs + 1):
-            train_loss = self._pass(data, generator.permutation(train), optimizer, history)
-            loss, accuracy = self.evaluate(data, validation)
-            if not math.isfinite(loss):
-                raise self._diverged(f"validation loss is {loss}", f"after epoch {epoch}")
-            history.append(Epoch(epoch, train_loss, loss, accuracy, optimizer.param_groups[0]["lr"]))
-            if best(history) == epoch:
-                weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(weights)
-        self.progress(self._total, self._total, f"best epoch {best(history)}/{self.settings.epochs}")
+        generator, parts = np.random.default_rng(seed), blocks(self.model)
+        open_ = {id(one) for one in self.model.parameters() if one.requires_grad}
+        groups = parameter_groups(self.model, self.settings.weight_decay, parts, self.settings.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate)
+        self._prepare(np.asarray(data.label)[train])
+        self._total = self.settings.epochs * len(batches(train, self.settings.batch_size))
+        self._kept = {"model": self.model, "optimizer": optimizer} | ({"average": self._average} if self._average is not None else {})
+        at = (self.checkpoint.read(self._kept, generator) if self.checkpoint else None) or Position()
+        history = [Epoch(**one) for one in at.history]
+        for epoch in range(at.epoch, self.settings.epochs + 1):
+            learning = trained(parts, self.settings, epoch)
+            at.order = self._order(data, train, generator) if at.order is None else at.order
+            train_loss = self._pass(data, at, optimizer, self._thaw(learning, open_), generator)
+            with self._averaged():
+                loss, accuracy = self.evaluate(data, validation)
+                if not math.isfinite(loss):
+                    raise self._diverged(f"validation loss is {loss}", f"after epoch {epoch}")
+                rate = max(group["lr"] for group in optimizer.param_groups)
+                history.append(Epoch(epoch, train_loss, loss, accuracy, rate, len(learning)))
+                better = best(history) == epoch
+                weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()} if better else at.weights
+            at = Position(epoch + 1, done=at.done, history=[asdict(one) for one in history], weights=weights)
+            if self.settings.patience is not None and epoch - best(history) >= self.settings.patience:
+                break
+        self.model.load_state_dict(at.weights)
+        self.progress(self._total, self._total, f"best epoch {best(history)}/{len(history)}")
         return history
+
+    def _prepare(self, label: np.ndarray) -> None:
+        """Weighs the classes, and begins the moving average, where either is asked for."""
+        import torch
+        from torch.optim import swa_utils
+
+        if self.settings.balance == "weights":
+            self._weight = torch.from_numpy(class_weights(label).astype(np.float32)).to(self.device)
+        if self.settings.average is not None:
+            self._average = swa_utils.AveragedModel(self.model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(self.settings.average), use_buffers=True)
+
+    def _thaw(self, learning: Sequence[Block], open_: set[int]) -> list[torch.nn.Module]:
+        """Lets these blocks learn and no others; returns the modules whose statistics must not move meanwhile."""
+        import torch
+
+        chosen = {id(one) for block in learning for one in block.parameters} & open_
+        if not chosen:
+            names = ", ".join(repr(block.name) for block in learning)
+            told = f'strategy "{self.settings.strategy}" trains {names} alone, which freeze keeps as it is'
+            raise ConfigError(told, where="finetune", hint="name less in freeze, or choose another strategy")
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in chosen)
+        norms = [module for module in self.model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+        still = [one for one in norms if list(one.parameters()) and not any(parameter.requires_grad for parameter in one.parameters())]
+        return [*self.keep_eval, *still]
+
+    def _order(self, data: Dataset, train: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Returns the rows of one pass: each once, or, by the sampler, drawn so that every class comes up equally often."""
+        if self.settings.balance != "sampler":
+            return generator.permutation(train)
+        label = np.asarray(data.label)[train]
+        share = class_weights(label)[label]
+        return generator.choice(train, size=len(train), p=share / share.sum())
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Puts the averaged weights into the model meanwhile."""
+        if self._average is None:
+            yield
+            return
+        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self._average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
 
     def evaluate(self, data: Dataset, rows: np.ndarray) -> tuple[float, float]:
         """Returns the mean cross-entropy and the share of right answers, in evaluation mode."""
@@ -118,47 +187,72 @@ class Trainer:
                 right += int((logits.argmax(dim=1) == label).sum())
         return loss / len(rows), right / len(rows)
 
-    def _pass(self, data: Dataset, order: np.ndarray, optimizer: torch.optim.Optimizer, history: Sequence[Epoch]) -> float:
-        """Trains on every row once and returns the mean loss."""
+    def _pass(
+        self, data: Dataset, at: Position, optimizer: torch.optim.Optimizer, kept: Sequence[torch.nn.Module], generator: np.random.Generator
+    ) -> float:
+        """Trains on every row once, those that a checkpoint has behind it left out, and returns the mean loss."""
+        assert at.order is not None
         self.model.train()
-        for module in self.keep_eval:
+        for module in kept:
             module.eval()
-        epoch, summed = len(history) + 1, 0.0
-        for step, rows in enumerate(batches(order, self.settings.batch_size), start=1):
-            rate = self.settings.learning_rate * schedule(self._done, self._total, self.settings.warmup)
-            loss = self._step(data.take(rows), optimizer, rate, f"epoch {epoch}, step {step}")
-            summed += loss * len(rows)
-            self._done += 1
-            self._report(f"epoch {epoch}/{self.settings.epochs} loss {loss:.3f}" + _last(history))
-        return summed / len(order)
+        for step, rows in enumerate(batches(at.order, self.settings.batch_size), start=1):
+            if step <= at.step:
+                continue
+            rate = self.settings.learning_rate * schedule(at.done, self._total, self.settings.warmup)
+            loss = self._step(data.take(rows), optimizer, rate, f"epoch {at.epoch}, step {step}")
+            at.summed += loss * len(rows)
+            at.step, at.done = step, at.done + 1
+            self._report(at, f"epoch {at.epoch}/{self.settings.epochs} loss {loss:.3f}")
+            if self.checkpoint is not None and self.checkpoint.due():
+                self.checkpoint.write(at, self._kept, generator)
+        return at.summed / len(at.order)
 
     def _step(self, batch: Dataset, optimizer: torch.optim.Optimizer, rate: float, where: str) -> float:
         import torch
 
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(self.logits(batch), self._label(batch), label_smoothing=self.settings.label_smoothing)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._diverged(f"loss is {value}", where)
-        loss.backward()
+        value, whole = 0.0, self._mass(batch)
+        for rows in np.array_split(np.arange(len(batch)), min(self.settings.accumulate, len(batch))):
+            part = batch.take(slice(int(rows[0]), int(rows[-1]) + 1))
+            loss = self._loss(part) * (self._mass(part) / whole)
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                raise self._diverged(f"loss is {value}", where)
+            loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM))
         if not math.isfinite(norm):
             raise self._diverged(f"the gradient's norm is {norm}", where)
         optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
         return value
+
+    def _loss(self, part: Dataset) -> torch.Tensor:
+        """Mean of the loss over some samples, by their weights."""
+        import torch
+
+        logits, weight = self.logits(part), self._weight
+        if weight is not None:  # a model may have outputs for classes that nobody has seen
+            weight = torch.nn.functional.pad(weight, (0, logits.shape[1] - len(weight)), value=1.0)
+        return torch.nn.functional.cross_entropy(logits, self._label(part), weight, label_smoothing=self.settings.label_smoothing)
+
+    def _mass(self, batch: Dataset) -> float:
+        """What a batch counts for: how many samples it has, or what they weigh."""
+        return float(len(batch)) if self._weight is None else float(self._weight[self._label(batch)].sum())
 
     def _label(self, batch: Dataset) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(np.array(batch.label)).to(self.device)
 
-    def _report(self, note: str) -> None:
+    def _report(self, at: Position, note: str) -> None:
         now = time.monotonic()
         if now - self._reported >= _REPORT_SECONDS:
             self._reported = now
-            self.progress(self._done, self._total, note)
+            last = f" val {100 * at.history[-1]['validation_accuracy']:.1f} %" if at.history else ""
+            self.progress(at.done, self._total, note + last)
 
     def _diverged(self, what: str, where: str) -> StageFailed:
         rate = self.settings.learning_rate
@@ -223,13 +317,25 @@ def hold_out(label: np.ndarray, seed: int, every: int = 10) -> tuple[np.ndarray,
     return np.setdiff1d(np.arange(len(label)), held), held
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups trainable parameters: biases and norm scales (one axis or none) are not decayed."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    wide = [parameter for parameter in trainable if parameter.ndim > 1]
-    narrow = [parameter for parameter in trainable if parameter.ndim <= 1]
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in ((wide, weight_decay), (narrow, 0.0)) if parameters]
+def class_weights(label: np.ndarray) -> np.ndarray:
+    """Returns what one sample of each class weighs so that all classes weigh the same, ``n / (classes * samples of it)``.
+
+    King and Zeng, "Logistic Regression in Rare Events Data" (2001). A class without samples weighs one.
+    """
+    counts = np.bincount(label)
+    present = counts > 0
+    return np.where(present, len(label) / (present.sum() * np.maximum(counts, 1)), 1.0)
 
 
-def _last(history: Sequence[Epoch]) -> str:
-    return f" val {100 * history[-1].validation_accuracy:.1f} %" if history else ""
+def parameter_groups(model: torch.nn.Module, weight_decay: float, parts: Sequence[Block] = (), layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups trainable parameters: biases and norm scales (one axis or none) are not decayed.
+
+    Each group has a ``factor`` on the learning rate: 1 for the last block, and ``layer_decay`` less for each block before it.
+    """
+    place = {id(one): len(parts) - 1 - number for number, block in enumerate(parts) for one in block.parameters} if layer_decay < 1 else {}
+    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    for one in model.parameters():
+        if one.requires_grad:
+            groups.setdefault((place.get(id(one), 0), one.ndim > 1), []).append(one)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+    return [{"params": found, "weight_decay": weight_decay if wide else 0.0, "factor": layer_decay**back} for (back, wide), found in ordered]

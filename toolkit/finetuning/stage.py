@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.config import Finetune
 from toolkit.dataset import Dataset, load
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line, load_factory
+from toolkit.finetuning.checkpoint import Checkpoint
 from toolkit.finetuning.loop import Epoch, Step, Trainer, best, hold_out
 from toolkit.job import Facts, Job
 from toolkit.mistakes import nearest
+from toolkit.training import Finetune
 from toolkit.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def run(job: Job) -> Facts:
         logits = _caller(model, list(data.columns), device, tuple(options.get("outputs") or ()))
         _check_logits(model, logits, data.take(slice(0, 2)), 1 + int(data.label.max()), options.get("classes"))
         rows, held = hold_out(data.label, seed)
-        history = Trainer(model, logits, settings, keep_eval, device, job.progress).run(data, rows, held, seed)
+        checkpoint = Checkpoint(job.kept) if job.kept else None
+        history = Trainer(model, logits, settings, keep_eval, device, job.progress, checkpoint).run(data, rows, held, seed)
         save_weights(model, job.out / WEIGHTS)
     _write_history(history, len(rows), len(held), job.out / TRAINING)
     chosen = best(history)

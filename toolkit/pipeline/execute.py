@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -212,19 +213,19 @@ class _Run:
         return Result(StageRecord(step=step.id, status="done", seconds=_since(started)), facts, out)
 
     def _publish(self, step: Step, key: str, inputs: dict[str, Path], document: dict[str, Any]) -> Entry:
-        with self.store.staging(key, document) as out:
-            facts = self._work(step, inputs, document["options"], out)
+        with self.store.staging(key, document) as out, self.store.unfinished(key) if step.resumable else nullcontext() as kept:
+            facts = self._work(step, inputs, document["options"], out, kept)
             (out / FACTS).write_text(json.dumps(facts, sort_keys=True, indent=1, allow_nan=False), encoding="utf-8")
         entry = self.store.get(key)
         if entry is None:
             raise RuntimeError(f"the store lost {key} right after publishing it")
         return entry
 
-    def _work(self, step: Step, inputs: dict[str, Path], options: Mapping[str, Any], out: Path) -> Facts:
+    def _work(self, step: Step, inputs: dict[str, Path], options: Mapping[str, Any], out: Path, kept: Path | None = None) -> Facts:
         """Calls the stage, then its checks on what it wrote."""
         progress = self._progress_of(step.id)
         log = self.store.log_path(step.id)
-        job = Job(inputs, options, out, progress)
+        job = Job(inputs, options, out, progress, kept)
         facts = self.workers.run(step.stage, job, timeout_seconds=self.timeout_seconds, log=log, preload=preload(step), warm=self._warm(step))
         not_done: Facts = {name: {"not_done": reason} for name, reason in step.not_checked.items()}
         if step.checks or not_done:

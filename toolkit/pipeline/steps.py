@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import plugins
-from toolkit.config import Data, Finetune, Model, Parity, Recipe
+from toolkit.config import Data, Model, Parity, Recipe
 from toolkit.evidence import Attempt
+from toolkit.training import Finetune
 
 PROJECT = "project"
 """Role of a project's folder among a step's files: its code and everything beside it decide the output."""
@@ -88,6 +89,7 @@ class Step:
         cached: Whether the output may come from the store. A latency never does.
         exclusive: Whether nothing may run beside it.
         partial: Whether it goes on with the inputs that exist when others failed.
+        resumable: Whether it can go on where it was interrupted.
         route: What it is called where it is one of several ways to the same output; empty for all other steps.
         otherwise: The next way to the same output, under the same identifier, for when this one falls.
         passed_over: Ways that were ruled out before anything ran.
@@ -108,6 +110,7 @@ class Step:
     cached: bool = True
     exclusive: bool = False
     partial: bool = False
+    resumable: bool = False
     route: str = ""
     otherwise: Step | None = None
     passed_over: tuple[Attempt, ...] = ()
@@ -173,6 +176,7 @@ def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, class
         plugins=(plugins.get("sources", "torch"),),
         derived=derived,
         apart=apart,
+        resumable=True,
     )
 
 
