@@ -107,7 +107,16 @@ def test_rows_that_are_masked_as_a_whole_are_zero(tmp_path: Path) -> None:
     nodes = [node("Where", ["kept", "zero", "never"], ["m"]), node("Add", ["x", "m"], ["s"])]
     constants = {**CONSTANTS, "never": np.float32(-np.inf)}
     operators = agree(tmp_path, guarded(nodes), {**QK, "kept": kept}, constants=constants)
-    assert operators["NOT_EQUAL"] == 0
+    assert operators["NOT_EQUAL"] == operators["SELECT_V2"] == 0
+
+
+def test_rows_that_a_computed_mask_hides_are_zero(tmp_path: Path) -> None:
+    kept = np.ones((2, 1, 5, 5), bool)
+    kept[1, 0, 2] = kept[0, 0, 0, :3] = False
+    nodes = [node("Where", ["kept", "zero", "never"], ["w"]), node("Unsqueeze", ["w", "first"], ["u"]), node("Squeeze", ["u", "first"], ["m"])]
+    constants = {**CONSTANTS, "never": np.float32(-np.inf), "first": np.array([0])}
+    operators = agree(tmp_path, guarded([*nodes, node("Add", ["x", "m"], ["s"])]), {**QK, "kept": kept}, constants=constants)
+    assert operators["NOT_EQUAL"] == 0 and operators["MAXIMUM"] == 1
 
 
 def test_rows_of_the_lowest_number_are_not_masked_but_even(tmp_path: Path) -> None:
@@ -161,6 +170,18 @@ def test_attention_has_one_factor_and_turns_no_keys(tmp_path: Path) -> None:
     ]
     operators = agree(tmp_path, nodes, {"q": numbers(2, 3, 5, 4), "k": numbers(2, 3, 6, 4)}, constants=CONSTANTS)
     assert operators["MUL"] == 1 and operators["TRANSPOSE"] == 0
+
+
+def test_keys_that_are_turned_as_matrices_in_a_row_are_not(tmp_path: Path) -> None:
+    constants = {"flat": np.array([6, 6, 4]), "back": np.array([2, 3, 4, 6])}
+    nodes = [
+        node("Reshape", ["k", "flat"], ["f"]),
+        node("Transpose", ["f"], ["t"], perm=[0, 2, 1]),
+        node("Reshape", ["t", "back"], ["b"]),
+        node("MatMul", ["q", "b"], ["y"]),
+    ]
+    operators = agree(tmp_path, nodes, {"q": numbers(2, 3, 5, 4), "k": numbers(2, 3, 6, 4)}, constants=constants)
+    assert operators["TRANSPOSE"] == operators["RESHAPE"] == 0
 
 
 def test_a_factor_of_the_queries_goes_into_their_weights(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ class _Pass:
             masks = [name for name in total.inputs if self.is_mask(name)]
             scores = [name for name in total.inputs if name not in masks]
             if len(masks) == 1 and self.is_product(scores[0]):
-                self.become(where, "Identity", kept, {}) if self.has_rows(masks[0]) else self.shared_guard(where, total, masks[0])
+                harmless = self.has_rows(masks[0]) or self.is_mask(masks[0], finite=True)
+                self.become(where, "Identity", kept, {}) if harmless else self.shared_guard(where, total, masks[0])
         elif self.is_product(softmax.inputs[0]):
             self.become(where, "Identity", kept, {})
 
@@ -122,11 +123,25 @@ class _Pass:
             row, flags = Type(type.dtype, (*type.shape[:-1], 1)), Type(np.dtype(np.bool_), type.shape)
             lowest, infinite = self.constant(_MASKED, type), self.constant(np.float32(-np.inf), type)
             axes = self.constant(np.full(1, -1), Type(np.dtype(np.int64), (1,)))
+            choice = self.makers.get(mask)
+            if choice is not None and choice.kind == "Where" and [self.scalar(name) for name in choice.inputs[1:]] == [0.0, -np.inf]:
+                return self.chosen(mask, choice.inputs[0], before, axes)
             self.insert(before, "Max", [mask, lowest], f"{mask}/bounded", type)
             self.insert(before, "Greater", [mask, infinite], f"{mask}/kept", flags)
             self.insert(before, "Cast", [f"{mask}/kept"], f"{mask}/ones", type, to=1)
             self.insert(before, "ReduceMax", [f"{mask}/ones", axes], f"{mask}/rows", row, version=18)
             self.masks[mask] = f"{mask}/bounded", f"{mask}/rows"
+        return self.masks[mask]
+
+    def chosen(self, mask: str, kept: str, before: Node, axes: str) -> tuple[str, str]:
+        """The same for a mask that is a choice between zero and minus infinity: products and sums of ones, which delegates take."""
+        type = Type(self.program.type(mask).dtype, self.program.type(kept).shape)
+        far = self.constant(-_MASKED, type)
+        self.insert(before, "Cast", [kept], f"{mask}/ones", type, to=1)
+        self.insert(before, "Mul", [f"{mask}/ones", far], f"{mask}/far", type)
+        self.insert(before, "Sub", [f"{mask}/far", far], f"{mask}/bounded", type)
+        self.insert(before, "ReduceMax", [f"{mask}/ones", axes], f"{mask}/rows", Type(type.dtype, (*type.shape[:-1], 1)), version=18)
+        self.masks[mask] = f"{mask}/bounded", f"{mask}/rows"
         return self.masks[mask]
 
     def insert(self, before: Node, kind: str, inputs: list[str], output: str, type: Type, version: int = 13, **attributes: int) -> None:
@@ -139,16 +154,16 @@ class _Pass:
         self.program.constants[name] = np.asarray(content, like.dtype)
         return name
 
-    def is_mask(self, name: str, depth: int = _MASK_DEPTH) -> bool:
-        """Whether a value is a choice between constants, so that it has nothing of the scores."""
+    def is_mask(self, name: str, depth: int = _MASK_DEPTH, *, finite: bool = False) -> bool:
+        """Whether a value is a choice between constants, perhaps finite ones, so that it has nothing of the scores."""
         if name in self.program.constants:
-            return True
+            return not finite or bool(np.isfinite(self.program.constants[name]).all())
         node = self.makers.get(name)
         if node is None or not depth:
             return False
         if node.kind == "Where":
-            return all(self.is_mask(one, depth - 1) for one in node.inputs[1:])
-        return node.kind in _CARRYING and self.program.type(name).dtype.kind == "f" and self.is_mask(node.inputs[0], depth - 1)
+            return all(self.is_mask(one, depth - 1, finite=finite) for one in node.inputs[1:])
+        return node.kind in _CARRYING and self.program.type(name).dtype.kind == "f" and self.is_mask(node.inputs[0], depth - 1, finite=finite)
 
     def become(self, node: Node, kind: str, x: str, attributes: dict[str, object]) -> None:
         """Lets a node compute its output from one value."""

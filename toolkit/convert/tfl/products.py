@@ -13,7 +13,9 @@ def fold(graph: Graph) -> bool:
     makers, readers, changed = makers_of(graph), readers_of(graph), False
     for operator in list(graph.operators):
         if operator.kind == "BATCH_MATMUL" and operator.inputs[0] is not operator.inputs[1]:
-            changed |= _one_factor(graph, operator, makers, readers) or _turn(graph, operator, makers, readers)
+            changed |= (
+                _one_factor(graph, operator, makers, readers) or _turn(graph, operator, makers, readers) or _turn_matrices(graph, operator, makers)
+            )
     return changed
 
 
@@ -64,4 +66,26 @@ def _turn(graph: Graph, operator: Operator, makers: dict[int, Operator], readers
     operator.options["adjY"] = not operator.options.get("adjY", False)
     makers[id(turned)] = maker
     readers[id(turned)] = 1
+    return True
+
+
+def _turn_matrices(graph: Graph, operator: Operator, makers: dict[int, Operator]) -> bool:
+    """The same where the transpose is of matrices in a row, and a reshape behind it puts their axes back."""
+    right = operator.inputs[1]
+    back = makers.get(id(right))
+    turn = makers.get(id(back.inputs[0])) if back is not None and back.kind == "RESHAPE" else None
+    source = turn.inputs[0] if turn is not None and turn.kind == "TRANSPOSE" else None
+    if right is None or turn is None or source is None or right.quantization is not None or right.shape[-2:] != turn.outputs[0].shape[-2:]:
+        return False
+    order = turn.inputs[1]
+    assert order is not None and order.data is not None
+    if list(order.data) != [*range(source.rank - 2), source.rank - 1, source.rank - 2]:
+        return False
+    shape = (*right.shape[:-2], *source.shape[-2:])
+    turned = Tensor(right.name, shape, right.dtype)
+    made = Operator("RESHAPE", [source, graph.integers(shape)], [turned], {"newShape": list(shape)}, origin=turn.origin)
+    graph.operators.insert(graph.operators.index(operator), made)
+    operator.inputs = [operator.inputs[0], turned]
+    operator.options["adjY"] = not operator.options.get("adjY", False)
+    makers[id(turned)] = made
     return True
