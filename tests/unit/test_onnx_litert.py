@@ -218,3 +218,21 @@ def test_a_refusal_names_the_layer_of_the_pytorch_model(tmp_path):
     assert obstacle.layer == "block.1"
     with pytest.raises(StageFailed, match=r"Unique \(node_unique, layer block.1, of float32 \[2 x 3\], opset 11\)"):
         onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature)
+
+
+@pytest.mark.parametrize(("start", "end", "step"), [(0, 2, 1), (1, -1, 1), (-2, 2**40, 1), (0, 2**31 - 1, 2), (5, 9, 1), (0, 2**63 - 1, 1)])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_parts_of_a_free_batch(tmp_path, start, end, step, rows):
+    nodes = [helper.make_node("Slice", ["x", "a", "b", "axes", "c"], ["s"]), helper.make_node("Neg", ["s"], ["y"])]
+    bounds = {"a": np.array([start]), "b": np.array([end]), "axes": np.array([0]), "c": np.array([step])}
+    save(tmp_path / "net.onnx", nodes, {"x": (FLOAT, ["n", 3])}, {"y": (FLOAT, ["m", 3])}, **bounds)
+    signature = Signature(inputs=(spec("x", "float32", "n", 3),), outputs=(spec("y", "float32", "m", 3),))
+    onnx_litert.ROUTE.convert(tmp_path / "net.onnx", tmp_path / "net.tflite", signature)
+    given = {"x": RANDOM.normal(size=(rows, 3)).astype(np.float32)}
+    (wanted,) = reference(tmp_path / "net.onnx", given)
+    made = interpreter.Interpreter(str(tmp_path / "net.tflite"), num_threads=1)
+    made.resize_tensor_input(made.get_input_details()[0]["index"], [rows, 3])
+    made.allocate_tensors()
+    made.set_tensor(made.get_input_details()[0]["index"], given["x"])
+    made.invoke()
+    np.testing.assert_array_equal(made.get_tensor(made.get_output_details()[0]["index"]), wanted)

@@ -21,6 +21,7 @@ FREE = -1
 _DOMAINS = ("", "ai.onnx")
 # What is made while reading shall not be much larger than the file.
 _MOST_FOLDED_BYTES = 1 << 24
+_AXES = {"Unsqueeze", "Squeeze", "Transpose"}  # may move the free one
 _IDENTITIES = {"Identity", "Dropout", "OptionalGetElement"}
 
 
@@ -309,7 +310,7 @@ class _Reader:
         except (*CODE_ERRORS, shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             raise Unsupported(f"is not valid here: {str(error).strip().splitlines()[-1][:200]}") from error
         free = any(FREE in self.program.type(name).shape for name in types)
-        return {name: _type_of(found.get(name), free=free) for name in proto.output if name}
+        return {name: _type_of(found.get(name), free=free, anywhere=proto.op_type in _AXES) for name in proto.output if name}
 
 
 @dataclass(eq=False)
@@ -378,8 +379,8 @@ def _proto_of(type: Type) -> Any:
     return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(type.dtype), shape)
 
 
-def _type_of(proto: Any, *, free: bool) -> Type:
-    """Reads a type that was inferred; the first size may be unknown where that of an input is free.
+def _type_of(proto: Any, *, free: bool, anywhere: bool) -> Type:
+    """Reads a type that was inferred; the first size, or any, may be unknown where that of an input is free.
 
     Raises:
         Unsupported: It is no tensor of a known number of axes, or another size is not known.
@@ -392,6 +393,6 @@ def _type_of(proto: Any, *, free: bool) -> Type:
     if not tensor.HasField("shape"):
         raise Unsupported("gives a tensor whose sizes depend on the data")
     sizes = [axis.dim_value if axis.HasField("dim_value") else FREE for axis in tensor.shape.dim]
-    if FREE in sizes[1:] or (FREE in sizes and not free):
+    if (FREE in sizes[1:] and not anywhere) or (FREE in sizes and not free):
         raise Unsupported(f"gives a tensor whose sizes depend on the data: {['?' if size == FREE else size for size in sizes]}")
     return Type(helper.tensor_dtype_to_np_dtype(tensor.elem_type), tuple(sizes))

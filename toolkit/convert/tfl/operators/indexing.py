@@ -153,6 +153,9 @@ def _rows(graph: Graph, value: Tensor, places: Tensor) -> Tensor:
 @operator("GatherND", dtypes=COMMON, limits="known sizes")
 def _gather_nd(call: Call) -> Tensor:
     value, batch = call.x(0), call.attribute("batch_dims", 0)
+    if not batch and call.type(1).shape[-1] == 1:  # rows by one number each, of which there may be any number
+        rows = call.graph.reshape(call.x(1), call.type(1).shape[:-1])
+        return _rows(call.graph, value, from_start(call.graph, rows, value.shape[0]))
     places, picked = _row_places(call, call.x(1), value.shape, batch)
     rows = call.graph.reshape(value, (int(np.prod(value.shape[:picked])), *value.shape[picked:]))
     return call.graph.reshape(_rows(call.graph, rows, places), call.shape())

@@ -16,6 +16,7 @@ from toolkit.convert.tfl.program import FREE, Node, Program, Unsupported
 
 _SLICED = {"float32", "int8", "bool"}  # the last because SPLIT has no kernel for it
 _MOST_JOINED = 5
+_ENDLESS = 2**31 - 1
 
 
 def reshaping(node: Node, program: Program) -> Demand:
@@ -69,7 +70,10 @@ def _slice(call: Call) -> Tensor:
     bounds = [(0, size, 1) for size in value.shape]
     for start, end, step, axis in zip(starts, ends, steps, axes, strict=True):
         place = call.axis(axis, rank)
-        bounds[place] = _bounds(value.shape[place], start, end, step, call.shape()[place])
+        if value.shape[place] == FREE:
+            value = _slice_free(call, value, place, (start, end, step))
+        else:
+            bounds[place] = _bounds(value.shape[place], start, end, step)
     if rank <= 5:
         made = sliced(call.graph, value, bounds)
     else:
@@ -80,12 +84,23 @@ def _slice(call: Call) -> Tensor:
     return made
 
 
-def _bounds(size: int, start: int, end: int, step: int, wanted: int) -> tuple[int, int, int]:
+def _slice_free(call: Call, value: Tensor, place: int, bounds: tuple[int, int, int]) -> Tensor:
+    """Takes a part of an axis whose size is free; how much that is only the kernel knows."""
+    graph, (start, end, step) = call.graph, bounds
+    if (start, step) == (0, 1) and end >= _ENDLESS:
+        return value
+    if step < 1 or value.rank > 5 or call.shape()[place] != FREE:
+        raise Unsupported("takes a part of an axis whose size is free at run time")
+    limits = (int(np.clip(one, -_ENDLESS, _ENDLESS)) if axis == place else 0 for one in (start, end) for axis in range(value.rank))
+    starts, ends = np.array(list(limits)).reshape(2, value.rank)
+    steps = [step if axis == place else 1 for axis in range(value.rank)]
+    whole = sum(1 << axis for axis in range(value.rank) if axis != place)
+    masks = {"beginMask": whole, "endMask": whole, "ellipsisMask": 0, "newAxisMask": 0, "shrinkAxisMask": 0}
+    return graph.add("STRIDED_SLICE", [value, *(graph.integers(one) for one in (starts, ends, steps))], value.shape, **masks)
+
+
+def _bounds(size: int, start: int, end: int, step: int) -> tuple[int, int, int]:
     """Returns start, number of elements and step of a slice of one axis, as ONNX, and Python, cut them off at its ends."""
-    if FREE in (size, wanted):
-        if (start, step) != (0, 1) or size != wanted:
-            raise Unsupported("takes a part of an axis whose size is free at run time")
-        return 0, size, 1
     places = range(*slice(start, end, step).indices(size))
     return places.start if len(places) else 0, len(places), step
 
