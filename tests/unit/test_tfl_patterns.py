@@ -221,11 +221,22 @@ def test_integers_are_not_overwritten_before_they_are_read(tmp_path: Path) -> No
 
 
 def test_concatenations_that_grow_start_from_each_other(tmp_path: Path) -> None:
-    """As in a DenseNet; and no operator has more inputs than delegates take."""
+    """As in a DenseNet."""
     grown = [node("Concat", [f"x{number}" for number in range(count)], [f"c{count}"], axis=1) for count in range(2, 9)]
     layers = [node("Relu", [f"c{count}"], [f"y{count}"]) for count in range(2, 9)]
-    wide = node("Concat", [f"x{number}" for number in range(7, -1, -1)], ["z"], axis=1)
     given = {f"x{number}": numbers(1, 2, 3, 3) for number in range(8)}
     nodes = [one for pair in zip(grown, layers, strict=True) for one in pair]
-    operators = agree(tmp_path, [*nodes, wide], given, [*(f"y{count}" for count in range(2, 9)), "z"])
-    assert operators["CONCATENATION"] == 7 + 3 and operators["DELEGATE"] == 1
+    operators = agree(tmp_path, nodes, given, [f"y{count}" for count in range(2, 9)])
+    assert operators["CONCATENATION"] == 7 and operators["DELEGATE"] == 1
+
+
+def test_channels_that_are_put_in_another_order_come_so_from_the_weights(tmp_path: Path) -> None:
+    constants = {"w": numbers(8, 3, 3, 3), "b": numbers(8), "order": np.array([7, 0, 3, 3, 1])}
+    convolved = node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1])
+    given = {"x": numbers(1, 3, 6, 6)}
+    operators = agree(tmp_path, [convolved, node("DepthToSpace", ["c"], ["y"], blocksize=2, mode="CRD")], given, constants=constants)
+    assert operators["GATHER"] == 0 and operators["DELEGATE"] == 1
+    operators = agree(tmp_path, [convolved, node("Gather", ["c", "order"], ["y"], axis=1)], given, constants=constants)
+    assert operators["GATHER"] == 0
+    both = [convolved, node("Gather", ["c", "order"], ["y"], axis=1), node("Relu", ["c"], ["z"])]
+    assert agree(tmp_path, both, given, ["y", "z"], constants)["GATHER"] == 1

@@ -23,7 +23,7 @@ def fold(graph: Graph, quantized: Container[str]) -> bool:
         quantized: Names of constants of the source that integers stand for: they stay what they are.
     """
     fixed = {id(one) for one in graph.operators if isinstance(one.origin, Node) and any(name in quantized for name in one.origin.inputs)}
-    return _behind(graph, fixed) or _before(graph, fixed) or _scalars(graph, fixed)
+    return _behind(graph, fixed) or _before(graph, fixed) or _scalars(graph, fixed) or _picked(graph, fixed)
 
 
 def _behind(graph: Graph, fixed: set[int]) -> bool:
@@ -164,3 +164,23 @@ def _scale(graph: Graph, layer: Operator, product: Operator, last: Operator, con
     _take(graph, layer, product, factors)
     last.outputs[0], product.outputs[0] = product.outputs[0], last.outputs[0]
     graph.operators.remove(product)
+
+
+def _picked(graph: Graph, fixed: set[int]) -> bool:
+    """Lets a layer give its channels in the order, or the choice, that is taken of them."""
+    readers, makers = readers_of(graph), makers_of(graph)
+    for operator in graph.operators:
+        value, places = (operator.inputs[0], operator.inputs[1]) if operator.kind == "GATHER" else (None, None)
+        layer = makers.get(id(value)) if value is not None else None
+        if value is None or places is None or places.data is None or places.rank != 1 or operator.options.get("axis") != value.rank - 1:
+            continue
+        if layer is None or id(layer) in fixed or layer.kind not in ("CONV_2D", "FULLY_CONNECTED") or readers[id(value)] > 1:
+            continue
+        found = _weights(layer)
+        if found is None or value.dtype != np.float32:
+            continue
+        layer.inputs = [layer.inputs[0], *(graph.constant(np.ascontiguousarray(one[places.data])) for one in found)]
+        layer.outputs[0], operator.outputs[0] = operator.outputs[0], layer.outputs[0]
+        graph.operators.remove(operator)
+        return True
+    return False

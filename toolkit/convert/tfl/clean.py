@@ -13,8 +13,6 @@ from toolkit.convert.tfl.graph import Graph, Operator, Tensor, makers_of, reader
 _ACTIVATIONS = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}  # schema.ActivationFunctionType
 _ACTIVATED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "DIV", "AVERAGE_POOL_2D", "MAX_POOL_2D"}
 
-_DELEGATED = {"float32", "int8"}
-_MOST_INPUTS = 5
 _OVERWRITING = {"ADD", "SUB", "MUL", "DIV"}
 _NOT_DELEGATED = {"int32", "uint32", "int64", "uint64"}
 
@@ -114,7 +112,7 @@ def _reduce_at_once(graph: Graph) -> None:
 def _extend_concatenations(graph: Graph) -> None:
     """Lets a concatenation start from an earlier one that it begins with, as every layer of a DenseNet does.
 
-    As many bytes are copied, but delegates take few inputs at a time; what still has more is put together in groups.
+    As many bytes are copied, but delegates take few inputs at a time.
     """
     known: dict[tuple[int, ...], Tensor] = {}
     quantized = {id(one.outputs[0]) for one in graph.operators if one.kind == "DEQUANTIZE"}
@@ -129,27 +127,7 @@ def _extend_concatenations(graph: Graph) -> None:
         if longest:
             parts = [known[axis, *keys[:longest]], *parts[longest:]]
         known[axis, *keys] = operator.outputs[0]
-        operator.inputs = parts if operator.outputs[0].dtype.name not in _DELEGATED else _grouped(graph, operator, parts)
-
-
-def _grouped(graph: Graph, operator: Operator, parts: list[Tensor | None]) -> list[Tensor | None]:
-    """Returns at most so many inputs as delegates take: concatenations of the others."""
-    axis = operator.options["axis"]
-    while len(parts) > _MOST_INPUTS:
-        made: list[Tensor | None] = []
-        for start in range(0, len(parts), _MOST_INPUTS):
-            group = [one for one in parts[start : start + _MOST_INPUTS] if one is not None]
-            if len(group) == 1:
-                made.append(group[0])
-                continue
-            shape = list(group[0].shape)
-            shape[axis] = sum(one.shape[axis] for one in group)
-            whole = Tensor(operator.outputs[0].name, tuple(shape), group[0].dtype, quantization=operator.outputs[0].quantization)
-            inner = Operator("CONCATENATION", list(group), [whole], dict(operator.options), origin=operator.origin)
-            graph.operators.insert(graph.operators.index(operator), inner)
-            made.append(whole)
-        parts = made
-    return parts
+        operator.inputs = parts
 
 
 def _join(graph: Graph) -> bool:
