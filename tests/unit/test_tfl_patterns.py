@@ -240,3 +240,58 @@ def test_channels_that_are_put_in_another_order_come_so_from_the_weights(tmp_pat
     assert operators["GATHER"] == 0
     both = [convolved, node("Gather", ["c", "order"], ["y"], axis=1), node("Relu", ["c"], ["z"])]
     assert agree(tmp_path, both, given, ["y", "z"], constants)["GATHER"] == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_reshapes_and_transposes_in_a_row_are_one_transpose(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shape = tuple(int(size) for size in random.choice([1, 2, 3, 4, 6], random.integers(2, 5)))
+    nodes, constants, at, sizes = [], {}, "x", list(shape)
+    for number in range(random.integers(2, 7)):
+        if random.random() < 0.5:
+            order = [int(axis) for axis in random.permutation(len(sizes))]
+            nodes.append(node("Transpose", [at], [f"t{number}"], perm=order))
+            sizes = [sizes[axis] for axis in order]
+        else:
+            sizes = drawn_anew(random, sizes)
+            constants[f"s{number}"] = np.array(sizes)
+            nodes.append(node("Reshape", [at, f"s{number}"], [f"t{number}"]))
+        at = f"t{number}"
+    operators = agree(tmp_path, [*nodes, node("Neg", [at], ["y"])], {"x": numbers(*shape)}, constants=constants)
+    turns = sum(one.op_type == "Transpose" for one in nodes)
+    assert operators["TRANSPOSE"] <= turns and operators["TRANSPOSE"] + operators["RESHAPE"] <= len(nodes)
+
+
+def drawn_anew(random: np.random.Generator, sizes: list[int]) -> list[int]:
+    """Other sizes of as many elements: neighbours merged, one split, or ones put in."""
+    kind = random.integers(3)
+    if kind == 0 and len(sizes) > 1:
+        place = int(random.integers(len(sizes) - 1))
+        return [*sizes[:place], sizes[place] * sizes[place + 1], *sizes[place + 2 :]]
+    place = int(random.integers(len(sizes)))
+    factors = [factor for factor in (2, 3) if sizes[place] % factor == 0]
+    if kind == 1 and factors and len(sizes) < 5:
+        return [*sizes[:place], factors[0], sizes[place] // factors[0], *sizes[place + 1 :]]
+    return [*sizes[:place], 1, *sizes[place:]] if len(sizes) < 5 else sizes
+
+
+def test_a_shuffle_of_channels_is_one_transpose_and_a_head_of_a_detector_none(tmp_path: Path) -> None:
+    constants = {"w": numbers(6, 3, 1, 1), "split": np.array([1, 2, 3, 4, 5]), "whole": np.array([1, 6, 4, 5]), "rows": np.array([1, -1, 2])}
+    constants["anchors"] = np.array([1, 3, 2, 4, 5])
+    convolved = node("Conv", ["x", "w"], ["c"])
+    shuffled = [
+        convolved,
+        node("Reshape", ["c", "split"], ["s"]),
+        node("Transpose", ["s"], ["t"], perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ["t", "whole"], ["u"]),
+        node("MaxPool", ["u"], ["y"], kernel_shape=[2, 2]),
+    ]
+    given = {"x": numbers(1, 3, 4, 5)}
+    assert agree(tmp_path, shuffled, given, constants=constants)["TRANSPOSE"] <= 3  # of the input, of the channels, of the output
+    head = [
+        convolved,
+        node("Reshape", ["c", "anchors"], ["a"]),
+        node("Transpose", ["a"], ["t"], perm=[0, 3, 4, 1, 2]),
+        node("Reshape", ["t", "rows"], ["y"]),
+    ]
+    assert agree(tmp_path, head, given, constants=constants)["TRANSPOSE"] == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.convert.tfl import affine, products
+from toolkit.convert.tfl import affine, motion, products
 from toolkit.convert.tfl.graph import Graph, Operator, Tensor, makers_of, readers_of
 
 _ACTIVATIONS = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}  # schema.ActivationFunctionType
@@ -26,7 +26,7 @@ def clean(graph: Graph, quantized: Container[str] = ()) -> None:
     _share(graph)
     _reduce_at_once(graph)
     _extend_concatenations(graph)
-    while affine.fold(graph, quantized) or products.fold(graph) or _join(graph):
+    while affine.fold(graph, quantized) or products.fold(graph) or _join(graph) or motion.simplify(graph):
         _drop_dead(graph)
     _activate(graph)
     _pad_with_zeros(graph)
