@@ -16,7 +16,8 @@ from toolkit.modelfile import BUFFER_BYTES
 _VERSION = 3
 _ALIGNMENT = 16  # kernels read weights where they lie in the file, sixteen bytes at a time
 _MARGIN_BYTES = 1 << 16
-_COMPARED_BYTES = 64  # by which constants are told apart before they are compared
+_ENTRY_BYTES = 512  # a tensor or an operator with its name: a builder that turns out too small copies all it has into one of twice the size
+_COMPARED = 16  # numbers by which constants are told apart before they are compared
 _DTYPES = {
     "float32": "FLOAT32", "float16": "FLOAT16", "float64": "FLOAT64", "bool": "BOOL", "int8": "INT8", "int16": "INT16", "int32": "INT32",
     "int64": "INT64", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
@@ -77,7 +78,8 @@ def to_bytes(entries: Sequence[Entry], *, description: str = "") -> memoryview:
     if parts.size_bytes > BUFFER_BYTES - _MARGIN_BYTES:
         told = f"the constants take {parts.size_bytes:,} bytes, and a TFLite file holds {BUFFER_BYTES:,}"
         raise StageFailed(told, where="onnx_litert", hint="quantize the model first, or export it to another format")
-    builder = flatbuffers.Builder(parts.size_bytes + _MARGIN_BYTES)
+    entries_bytes = _ENTRY_BYTES * sum(len(graph.tensors) + len(graph.operators) for graph in model.subgraphs)
+    builder = flatbuffers.Builder(parts.size_bytes + entries_bytes + _MARGIN_BYTES)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return memoryview(builder.Bytes)[builder.Head() :]
 
@@ -133,27 +135,37 @@ def _buffer(data: np.ndarray | None, parts: _Parts) -> int:
         return 0
     if not data.size:
         return 0
-    content = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    alike = parts.shared.setdefault((len(content), content[:_COMPARED_BYTES].tobytes()), [])
+    alike = parts.shared.setdefault((data.nbytes, data.flat[:_COMPARED].tobytes()), [])
     for other, number in alike:
-        if np.array_equal(other, content):
+        if _same_bytes(other, data):
             return number
-    alike.append((content, len(parts.buffers)))
-    parts.buffers.append(_aligned(content))
+    alike.append((data, len(parts.buffers)))
+    parts.buffers.append(_aligned(data))
     parts.size_bytes += data.nbytes + 64
     return alike[-1][1]
 
 
-def _aligned(content: np.ndarray) -> Any:
+def _same_bytes(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or bool(np.array_equal(_bytes(one), _bytes(other)))
+
+
+def _bytes(data: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+
+
+def _aligned(data: np.ndarray) -> Any:
     from ai_edge_litert import schema_py_generated as schema
 
     class Aligned(schema.BufferT):  # type: ignore[misc]  # the schema has no types
-        """A buffer that lies on a boundary of sixteen bytes, which the generated code forgets."""
+        """A buffer that lies on a boundary of sixteen bytes, which the generated code forgets.
+
+        Weights that are turned are so only here, where they are written: all turned at once would be the model once more.
+        """
 
         def Pack(self, builder: Any) -> Any:
-            builder.StartVector(1, len(content), _ALIGNMENT)
-            builder.head -= len(content)
-            builder.Bytes[builder.head : builder.head + len(content)] = content.data
+            builder.StartVector(1, data.nbytes, _ALIGNMENT)
+            builder.head -= data.nbytes
+            np.ndarray(data.shape, data.dtype, builder.Bytes, builder.head)[...] = data
             vector = builder.EndVector()
             schema.BufferStart(builder)
             schema.BufferAddData(builder, vector)
