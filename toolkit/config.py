@@ -14,10 +14,11 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from toolkit import sizes
 from toolkit.artifact import Frozen
+from toolkit.data_origin import Data
 from toolkit.errors import ConfigError
 from toolkit.limits import NUMBER_PATTERN, Budgets, Count, Fraction, Number, Positive
 from toolkit.metrics import CLASSIFICATION, TASKS, scale
-from toolkit.mistakes import FACTORY_PATTERN, NAME_PATTERN, explain
+from toolkit.mistakes import NAME_PATTERN, FactoryName, explain
 from toolkit.training import Finetune
 
 PROJECT_FILE = "edgekit.toml"
@@ -36,7 +37,6 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-FactoryName = Annotated[str, Field(pattern=FACTORY_PATTERN)]
 FreeSize = Annotated[str, AfterValidator(lambda text: str(sizes.read(text)))]
 
 
@@ -94,31 +94,6 @@ class Recipe(Frozen):
     method: Literal["min_max"] = "min_max"
     per_channel: Flag = True
     value_range: tuple[Number, Number] | None = None
-
-
-class Data(Frozen):
-    """Where samples come from: a factory in the project, or two files.
-
-    Attributes:
-        factory: ``module:function`` returning ``{"train": columns, "eval": columns}``.
-        train: ``.npz`` file or folder of ``.npy`` files with the training split.
-        eval: Likewise with the held-out split.
-        depends: Files and folders that the factory reads and that lie outside the project's folder, or that the model does
-            not depend on. Everything else in the project's folder counts for the data and for the model alike.
-        classes: Names of the classes, by index.
-    """
-
-    factory: FactoryName | None = None
-    train: Path | None = None
-    eval: Path | None = None
-    depends: tuple[Path, ...] = ()
-    classes: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Data:
-        if bool(self.factory) == bool(self.eval):
-            raise ValueError("give either factory, or eval (and train) files")
-        return self
 
 
 class Model(Frozen):

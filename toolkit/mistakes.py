@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from toolkit.errors import ConfigError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FACTORY_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+FactoryName = Annotated[str, Field(pattern=FACTORY_PATTERN)]
 _PATTERNS = {
     NAME_PATTERN: "begin with a letter or digit; go on with letters, digits, dots, dashes and underscores",
     FACTORY_PATTERN: "write module:function, for example digits:build",

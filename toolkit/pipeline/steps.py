@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import plugins
-from toolkit.config import Data, Model, Parity, Recipe
+from toolkit.config import Model, Parity, Recipe
+from toolkit.data_origin import Data
 from toolkit.evidence import Attempt
 from toolkit.training import Finetune
 
