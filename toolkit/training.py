@@ -36,8 +36,8 @@ class Finetune(Frozen):
         lora_targets: Names of the layers that get one, or their ends; those that PEFT knows for the architecture by default.
         freeze: Glob patterns of parameter names that stay as they are, whatever the strategy.
         average: Decay of a moving average over the weights of all steps, which is what is kept then; ``None`` for none.
-        teacher: Whose answers are learned beside the labels: ``start``, which is the model itself before its training; a factory
-            ``module:function`` of the project; or a ``.pt2`` file.
+        teacher: Whose answers are learned beside the labels: ``start``, which is the model itself before its training, or a factory
+            ``module:function`` of the project.
         teacher_weight: Share of the loss that is the teacher's, 0..1.
         temperature: By which the logits of both are divided where they are compared.
         patience: Epochs without a better one after which training ends; ``None`` to run them all.

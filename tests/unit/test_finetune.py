@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
-from toolkit.finetuning import blocks, checkpoint, loop, stage
+from toolkit.finetuning import blocks, calling, checkpoint, loop, recipe, stage
 from toolkit.job import Job
 from toolkit.training import Finetune
 
@@ -91,7 +91,7 @@ def test_learns_a_separable_problem_and_writes_the_best_epoch(project):
 def test_validation_figures_are_those_of_the_written_weights(project):
     data = blobs(seed=2)
     facts, out = project(data=data, epochs=2)
-    _, held = loop.hold_out(data.label, SMALL["seed"])
+    _, held = recipe.hold_out(data.label, SMALL["seed"])
     logits, label = forward(tensors(out), data.columns["x"][held]), data.label[held]
     loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(label)), label])
     best = json.loads((out / "training.json").read_text())["epochs"][facts["best_epoch"] - 1]
@@ -287,25 +287,25 @@ def test_schedule_is_that_of_pytorch():
     down = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - rising)
     both = torch.optim.lr_scheduler.SequentialLR(optimizer, [up, down], milestones=[rising])
     for step in range(steps):
-        assert loop.schedule(step, steps, rising / steps) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        assert recipe.schedule(step, steps, rising / steps) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         both.step()
 
 
 def test_hold_out_takes_a_tenth_of_every_class():
     label = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [200, 57, 9, 1]))
-    train, held = loop.hold_out(label, seed=1)
+    train, held = recipe.hold_out(label, seed=1)
     assert sorted([*train, *held]) == list(range(len(label)))
     for one, size in enumerate(np.bincount(label)):
         assert abs((label[held] == one).sum() - size / 10) <= 1
         assert (label[train] == one).any()
-    np.testing.assert_array_equal(held, loop.hold_out(label, seed=1)[1])
-    assert not np.array_equal(held, loop.hold_out(label, seed=2)[1])
+    np.testing.assert_array_equal(held, recipe.hold_out(label, seed=1)[1])
+    assert not np.array_equal(held, recipe.hold_out(label, seed=2)[1])
 
 
 @given(st.integers(1, 70), st.integers(1, 20))
 def test_batches_hold_every_row_and_no_lone_one(n, size):
-    cuts = loop.batches(np.arange(n), size)
+    cuts = recipe.batches(np.arange(n), size)
     np.testing.assert_array_equal(np.concatenate(cuts), np.arange(n))
     assert all(len(cut) > 1 for cut in cuts) or size == 1 or n == 1
     assert max(len(cut) for cut in cuts) <= size + 1
@@ -313,7 +313,7 @@ def test_batches_hold_every_row_and_no_lone_one(n, size):
 
 def test_a_learning_rate_for_each_block():
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
-    groups = loop.parameter_groups(net, 0.1, blocks.blocks(net), 0.5)
+    groups = recipe.parameter_groups(net, 0.1, blocks.blocks(net), 0.5)
     factors = {id(one): group["factor"] for group in groups for one in group["params"]}
     assert [factors[id(one)] for one in net.parameters()] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
     assert {group["weight_decay"] for group in groups if group["params"][0].ndim > 1} == {0.1}
@@ -323,11 +323,11 @@ def test_classes_weigh_alike():
     sklearn = pytest.importorskip("sklearn.utils.class_weight")
     label = np.array([0] * 50 + [1] * 7 + [3] * 3)
     expected = sklearn.compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=label)
-    np.testing.assert_allclose(loop.class_weights(label), [*expected[:2], 1.0, expected[2]])
+    np.testing.assert_allclose(recipe.class_weights(label), [*expected[:2], 1.0, expected[2]])
 
 
 def trainer(net, **settings):
-    return loop.Trainer(net, lambda batch: net(torch.from_numpy(batch.columns["x"])), Finetune(**settings), [], "cpu", lambda *_: None)
+    return loop.Trainer(calling.Caller(net, ["x"], "cpu"), Finetune(**settings))
 
 
 @pytest.mark.parametrize("more", [{}, {"balance": "weights", "label_smoothing": 0.1}])
@@ -412,7 +412,7 @@ def test_a_strategy_whose_blocks_are_frozen_is_refused(project):
 
 def test_weight_decay_spares_biases_and_norms():
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    groups = loop.parameter_groups(net, 0.1)
+    groups = recipe.parameter_groups(net, 0.1)
     assert {group["weight_decay"]: [list(one.shape) for one in group["params"]] for group in groups} == {0.1: [[4, 3]], 0.0: [[4], [4], [4]]}
 
 
@@ -423,7 +423,7 @@ def test_three_steps_are_those_of_plain_pytorch():
     twin.load_state_dict(net.state_dict())
     data, rows = blobs(40), np.arange(40)
     settings = Finetune(epochs=3, batch_size=64, learning_rate=0.3, weight_decay=0.5, warmup=0.0, label_smoothing=0.2)
-    trainer = loop.Trainer(net, lambda batch: net(torch.from_numpy(batch.columns["x"])), settings, [], "cpu", lambda *_: None)
+    trainer = loop.Trainer(calling.Caller(net, ["x"], "cpu"), settings)
     history = trainer.run(data, rows, rows, seed=0)
 
     x, label = torch.from_numpy(data.columns["x"]), torch.from_numpy(data.label)
@@ -456,7 +456,7 @@ def test_weights_of_the_best_epoch_are_kept_when_later_ones_are_worse():
         net.weight.copy_(torch.eye(4)[:3])
         net.bias.zero_()
     settings = Finetune(epochs=6, batch_size=20, learning_rate=0.2, warmup=0.0)
-    trainer = loop.Trainer(net, lambda batch: net(torch.from_numpy(batch.columns["x"])), settings, [], "cpu", lambda *_: None)
+    trainer = loop.Trainer(calling.Caller(net, ["x"], "cpu"), settings)
     history = trainer.run(Dataset(data.columns, label), train, validation, seed=0)
     assert history[0].validation_loss < history[-1].validation_loss
     assert loop.best(history) == 1

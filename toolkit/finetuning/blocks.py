@@ -48,7 +48,7 @@ def trained(found: list[Block], settings: Finetune, epoch: int) -> list[Block]:
     ``gradual`` begins with the head and has reached the first block when half of the epochs are over; Howard and Ruder, "Universal
     Language Model Fine-tuning for Text Classification" (2018), thaw one block with each epoch.
     """
-    counts = {"full": len(found), "head": 1, "last": 1 + settings.blocks}
+    counts = {"full": len(found), "lora": len(found), "qat": len(found), "head": 1, "last": 1 + settings.blocks}
     if settings.strategy == "gradual":
         reached = math.ceil(settings.epochs / 2)
         counts["gradual"] = 1 + math.ceil((len(found) - 1) * (epoch - 1) / max(1, reached - 1)) if epoch < reached else len(found)

@@ -6,25 +6,28 @@ and number of threads give the same bytes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import inspect
 import json
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from toolkit.dataset import Dataset, load
-from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
-from toolkit.factory import CODE_ERRORS, first_line, load_factory
+from toolkit.errors import ConfigError, InputRejected, SetupError
+from toolkit.factory import load_factory
+from toolkit.finetuning import curves, distillation, precision, processes, variation
+from toolkit.finetuning.calling import Caller, check_logits
 from toolkit.finetuning.checkpoint import Checkpoint
-from toolkit.finetuning.loop import Epoch, Step, Trainer, best, hold_out
+from toolkit.finetuning.loop import Epoch, Trainer, best
+from toolkit.finetuning.recipe import hold_out
 from toolkit.job import Facts, Job
 from toolkit.mistakes import nearest
 from toolkit.training import Finetune
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.json"
+_CPU_STEPS = 4
 
 
 def run(job: Job) -> Facts:
@@ -64,29 +68,74 @@ def run(job: Job) -> Facts:
     if data.label is None:
         raise InputRejected("has no column 'label'", where=data.where, hint="add the class index of every sample")
     started = time.perf_counter()
+    team = processes.join(device)
     with _reproducible(seed, settings.threads, device):
         model = _build(job)
         keep_eval = freeze(model, settings.freeze)
-        model.to(device)
-        logits = _caller(model, list(data.columns), device, tuple(options.get("outputs") or ()))
-        _check_logits(model, logits, data.take(slice(0, 2)), 1 + int(data.label.max()), options.get("classes"))
+        place = team.device or device
+        model.to(place)
+        caller = Caller(model, list(data.columns), place, tuple(options.get("outputs") or ()))
+        sample, named = data.take(slice(0, 2)), options.get("classes")
+        classes = check_logits(caller, sample, 1 + int(data.label.max()), named)
+        trainer = Trainer(caller, settings, keep_eval, job.progress, _checkpoint(job, team), processes=team)
+        _equip(trainer, sample, classes, job.inputs["project"])
         rows, held = hold_out(data.label, seed)
-        checkpoint = Checkpoint(job.kept) if job.kept else None
-        history = Trainer(model, logits, settings, keep_eval, device, job.progress, checkpoint).run(data, rows, held, seed)
+        history = trainer.run(data, rows, held, seed)
+        confusion = trainer.confusion(data, held, classes)
+        pace = _pace(trainer, data, rows, held)
         save_weights(model, job.out / WEIGHTS)
-    _write_history(history, len(rows), len(held), job.out / TRAINING)
-    chosen = best(history)
+    chosen, names = best(history), list(named) if isinstance(named, list | tuple) else [str(index) for index in range(classes)]
+    _write_history(history, len(rows), len(held), confusion, names, job.out / TRAINING)
+    pictures = curves.draw(history, chosen, confusion, names, job.out)
     return {
         "epochs": settings.epochs,
         "best_epoch": chosen,
         "validation_accuracy": {"value": history[chosen - 1].validation_accuracy, "n": len(held)},
         "device": device,
         "why": why,
+        "precision": trainer.precision.name,
+        "processes": team.count,
         "threads": settings.threads,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        **pace,
         "seconds": round(time.perf_counter() - started, 3),
+        "pictures": pictures,
+        "notes": [*caller.notes, *([] if pictures else ['no pictures of the curves without matplotlib: pip install "edgekit[finetune]"'])],
     }
+
+
+def _checkpoint(job: Job, team: processes.Alone | processes.Together) -> Checkpoint | None:
+    """Several processes would each stand elsewhere when one of them is ended, so that they keep none."""
+    return Checkpoint(job.kept) if job.kept and team.count == 1 else None
+
+
+def _equip(trainer: Trainer, sample: Dataset, classes: int, project: Path) -> None:
+    """Gives a trainer what the settings ask for beyond the plain loop."""
+    settings, caller = trainer.settings, trainer.caller
+    variation.check(caller.tensors(sample), settings)
+    trainer.precision = precision.choose(settings.precision, caller.device.partition(":")[0])
+    if settings.teacher:
+        trainer.teacher = distillation.teacher_of(settings.teacher, caller, project, settings.teacher_weight, settings.temperature)
+        distillation.check_alike(trainer.teacher, caller.tensors(sample), classes)
+    if settings.strategy == "qat":
+        from toolkit.finetuning.rounding import Rounding
+
+        trainer.rounding = Rounding(caller.model)
+    elif settings.compile == "always" or (settings.compile == "auto" and caller.device.startswith("cuda")):
+        caller.compile(required=settings.compile == "always")
+
+
+def _pace(trainer: Trainer, data: Dataset, rows: np.ndarray, held: np.ndarray) -> Facts:
+    """How fast training went, and how fast it would be on the CPU of this machine, where it was on a GPU."""
+    pace = {"samples_per_second": round(trainer.samples_per_second, 1)}
+    if trainer.caller.device == "cpu":
+        return pace
+    settings = trainer.settings.model_copy(update={"epochs": 1, "average": None, "strategy": "full"})
+    twin = Caller(copy.deepcopy(trainer.caller.model).cpu(), trainer.caller.columns, "cpu", trainer.caller.outputs)
+    other = Trainer(twin, settings, trainer.keep_eval)
+    other.run(data, rows[: _CPU_STEPS * settings.batch_size], held[:1], 0)
+    return {**pace, "cpu_samples_per_second": round(other.samples_per_second, 1)}
 
 
 def choose_device(asked: str) -> tuple[str, str]:
@@ -162,51 +211,6 @@ def _build(job: Job) -> torch.nn.Module:
     return model
 
 
-def _caller(model: torch.nn.Module, columns: Sequence[str], device: str, outputs: Sequence[str]) -> Step:
-    """Returns the function that feeds a batch to the model: by keyword when forward knows the columns' names, else in their order."""
-    import torch
-
-    by_keyword = set(columns) <= set(inspect.signature(model.forward).parameters)
-
-    def logits(batch: Dataset) -> torch.Tensor:
-        inputs = {name: torch.from_numpy(np.array(batch.columns[name])).to(device) for name in columns}
-        return _logits(model(**inputs) if by_keyword else model(*inputs.values()), outputs)
-
-    return logits
-
-
-def _logits(found: Any, outputs: Sequence[str]) -> torch.Tensor:
-    """Takes the logits from what a model returns: the first of the named outputs, so that what is trained is what is measured."""
-    import torch
-
-    if isinstance(found, torch.Tensor):
-        return found
-    if isinstance(found, Mapping) and outputs and outputs[0] in found:
-        return found[outputs[0]]
-    if hasattr(found, "logits"):
-        return found.logits
-    return next(value for value in found.values() if value is not None) if isinstance(found, Mapping) else found[0]
-
-
-def _check_logits(model: torch.nn.Module, logits: Step, sample: Dataset, labels: int, classes: Any) -> None:
-    """Runs the model on a few samples, so that a misfit is told before training instead of as a framework's riddle."""
-    import torch
-
-    inputs = ", ".join(f"{name} {list(column.shape)} {column.dtype}" for name, column in sample.columns.items())
-    model.eval()
-    try:
-        with torch.no_grad():
-            shape = list(logits(sample).shape)
-    except CODE_ERRORS as error:
-        raise StageFailed(f"the model raised {first_line(error)}", where=f"forward on {inputs}", hint="give samples the model accepts") from error
-    least = max(labels, classes if isinstance(classes, int) else 0)
-    named = 0 if isinstance(classes, int) else len(classes or ())
-    if len(shape) != 2 or shape[0] != len(sample) or shape[1] < least or shape[1] != (named or shape[1]):
-        expected = f"[{len(sample)}, {named or f'{least} or more'}]"
-        found = f"logits of {len(sample)} samples have shape {shape}, expected {expected}"
-        raise InputRejected(found, where=type(model).__name__, hint="give the model one output per class")
-
-
 @contextmanager
 def _reproducible(seed: int, threads: int, device: str) -> Iterator[None]:
     """Makes what happens inside repeatable, and leaves the process as it was."""
@@ -227,7 +231,15 @@ def _reproducible(seed: int, threads: int, device: str) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[1], warn_only=before[2])
 
 
-def _write_history(history: Sequence[Epoch], trained: int, held: int, file: Path) -> None:
+def _write_history(history: Sequence[Epoch], trained: int, held: int, confusion: np.ndarray, names: Sequence[str], file: Path) -> None:
     epochs = [dataclasses.asdict(one) for one in history]
-    document = {"schema": 1, "n_train": trained, "n_validation": held, "best_epoch": best(history), "epochs": epochs}
+    document = {
+        "schema": 1,
+        "n_train": trained,
+        "n_validation": held,
+        "best_epoch": best(history),
+        "classes": list(names),
+        "confusion": confusion.tolist(),
+        "epochs": epochs,
+    }
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
