@@ -78,11 +78,13 @@ class Finetune(Frozen):
 
     @model_validator(mode="after")
     def _fit(self) -> Finetune:
+        # A stage is handed all settings, so that what counts is whether one differs from its default.
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         if self.blocks != 1 and self.strategy != "last":
             raise ValueError('blocks goes with strategy = "last"')
-        if self.strategy != "lora" and {"lora_rank", "lora_alpha", "lora_targets"} & self.model_fields_set:
+        if self.strategy != "lora" and {"lora_rank", "lora_alpha", "lora_targets"} & changed:
             raise ValueError('lora_rank, lora_alpha and lora_targets go with strategy = "lora"')
-        if not self.teacher and {"teacher_weight", "temperature"} & self.model_fields_set:
+        if not self.teacher and {"teacher_weight", "temperature"} & changed:
             raise ValueError("teacher_weight and temperature go with a teacher")
         if len(set(self.augment)) < len(self.augment):
             raise ValueError("augment must not repeat")

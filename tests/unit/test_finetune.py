@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
-from toolkit.finetuning import blocks, calling, checkpoint, loop, recipe, stage
+from toolkit.finetuning import blocks, calling, checkpoint, fitting, loop, recipe, stage
 from toolkit.job import Job
 from toolkit.training import Finetune
 
@@ -272,11 +272,11 @@ def test_device_is_chosen_with_a_reason(monkeypatch):
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
-        device, why = stage.choose_device("auto")
+        device, why = fitting.choose_device("auto")
         assert device == expected
         assert "GPU" in why
     with pytest.raises(SetupError, match="no cuda device"):
-        stage.choose_device("cuda")
+        fitting.choose_device("cuda")
 
 
 def test_schedule_is_that_of_pytorch():

@@ -103,13 +103,17 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def join(device: str) -> Alone | Together:
+def join(device: str, expected: int) -> Alone | Together:
     """Returns the processes that train this model.
+
+    Args:
+        device: Name of the device they train on.
+        expected: How many there are.
 
     Raises:
         MissingExtra: There are several, and accelerate is not installed.
     """
-    if count() == 1:
+    if expected == 1:
         return Alone()
     try:
         return Together(device)
