@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.evidence import Attempt, Evaluation, Finding, Report, Row, StageRecord, Verdict
+from toolkit.evidence import Attempt, Evaluation, Finding, Report, Row, StageRecord, Training, Verdict
 from toolkit.figures import Change, ClassChange, ColdStart, Flip, Flips, Latency, Memory, Metric, Roofline
 
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
@@ -137,6 +137,16 @@ def sample_report() -> Report:
         project="digits",
         verdict=FAIL,
         source=Evaluation(artifact="digits.pt2", runtime="torch", target="host", metric=accuracy(0.96, 0.9451, 0.9710)),
+        training=Training(
+            device="cuda",
+            why="auto takes the GPU that PyTorch finds (cuda)",
+            epochs=20,
+            best_epoch=17,
+            validation_accuracy=0.9667,
+            n=90,
+            samples_per_second=9120.4,
+            cpu_samples_per_second=1520.2,
+        ),
         notes=("the weights embed.weight and head.weight are one tensor",),
         rows=rows(),
         stages=(

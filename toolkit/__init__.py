@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from toolkit.pipeline.doctor import Diagnosis, doctor
     from toolkit.pipeline.envelope import envelope
     from toolkit.pipeline.export import export
-    from toolkit.pipeline.finetune import Finetuned, finetune
+    from toolkit.pipeline.finetune import Finetuned, Tuned, finetune
     from toolkit.pipeline.golden import check_golden, make_golden
     from toolkit.pipeline.init import init
     from toolkit.pipeline.inspect import inspect
@@ -52,7 +52,7 @@ _HOMES = {
     "toolkit.pipeline.doctor": ("Diagnosis", "doctor"),
     "toolkit.pipeline.envelope": ("envelope",),
     "toolkit.pipeline.export": ("export",),
-    "toolkit.pipeline.finetune": ("Finetuned", "finetune"),
+    "toolkit.pipeline.finetune": ("Finetuned", "Tuned", "finetune"),
     "toolkit.pipeline.golden": ("check_golden", "make_golden"),
     "toolkit.pipeline.init": ("init",),
     "toolkit.pipeline.inspect": ("inspect",),
@@ -94,6 +94,7 @@ __all__ = [
     "Target",
     "TensorSpec",
     "ToolkitError",
+    "Tuned",
     "Verdict",
     "benchmark",
     "check",

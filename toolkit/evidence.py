@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -282,6 +282,37 @@ class StageRecord(Frozen):
     attempts: tuple[Attempt, ...] = ()
 
 
+class Training(Frozen):
+    """How the float model came by its weights, where the project trains it.
+
+    Attributes:
+        device: What it was trained on: ``cpu``, ``cuda`` or ``mps``.
+        why: Why that was taken.
+        epochs: Epochs that were asked for.
+        best_epoch: The one whose weights were kept.
+        validation_accuracy: Share of right answers after it, 0..1, on rows that the training split held out to choose the epoch.
+        n: How many rows that were.
+        samples_per_second: How fast it was trained; ``None`` where it is not known.
+        cpu_samples_per_second: How fast this machine's CPU trains the same, where it was trained on a GPU.
+    """
+
+    device: str
+    why: str
+    epochs: int
+    best_epoch: int
+    validation_accuracy: float
+    n: int
+    samples_per_second: float | None = None
+    cpu_samples_per_second: float | None = None
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Training:
+        """Takes what counts from a training stage's facts."""
+        accuracy = facts["validation_accuracy"]
+        known = {name: facts[name] for name in cls.model_fields if name in facts and name != "validation_accuracy"}
+        return cls(**known, validation_accuracy=accuracy["value"], n=accuracy["n"])
+
+
 class Report(Frozen):
     """The whole outcome of a run, as written to ``report.json``.
 
@@ -290,6 +321,7 @@ class Report(Frozen):
         project: Name of the project.
         verdict: The worst verdict of all rows.
         source: How right the float source is, on the same samples.
+        training: How it was trained, where the project trains it.
         notes: What is worth knowing of the source model, a sentence each.
         rows: One per artifact and target.
         stages: What happened to each step.
@@ -300,6 +332,7 @@ class Report(Frozen):
     project: str
     verdict: Verdict
     source: Evaluation | None = None
+    training: Training | None = None
     notes: tuple[str, ...] = ()
     rows: tuple[Row, ...]
     stages: tuple[StageRecord, ...] = ()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from toolkit.cli.common import Format, FormatOption, ProjectArgument, VerboseOption, emit, facts, progress
+from toolkit.report import wording
 
 
 def finetune(
@@ -16,11 +17,14 @@ def finetune(
     format: FormatOption = Format.text,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train a project's model, and capture it as a .pt2 program."""
+    """Train a project's model, and capture it as a program."""
     from toolkit import finetune as train
+    from toolkit.finetuning import processes
 
     with progress() as listener:
         trained = train(project, output=output, listener=listener)
+    if processes.rank():  # of the processes that accelerate launch starts, the first one speaks
+        return
     found = trained.facts
     validation = found["validation_accuracy"]
     rows: dict[str, object] = {
@@ -30,6 +34,11 @@ def finetune(
         "validation accuracy": f"{validation['value']:.2%} n={validation['n']} (held out of the training split, chooses the epoch)",
         "parameters": f"{found['parameters']:,}, {found['trainable']:,} trained",
         "device": f"{found['device']}: {found['why']}",
+        "speed": wording.pace(found.get("samples_per_second"), found.get("cpu_samples_per_second")) or "-",
         "seconds": found["seconds"],
     }
+    if trained.pictures:
+        rows["pictures"] = ", ".join(map(str, trained.pictures))
+    if found.get("notes"):
+        rows["notes"] = "; ".join(found["notes"])
     emit(trained, facts(rows))

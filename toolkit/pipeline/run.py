@@ -11,7 +11,7 @@ from toolkit.artifact import Artifact, Frozen
 from toolkit.checks.baseline import Baseline
 from toolkit.config import load_project
 from toolkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, from_dict
-from toolkit.evidence import Evaluation, Report, Row, Verdict, worst
+from toolkit.evidence import Evaluation, Report, Row, Training, Verdict, worst
 from toolkit.pipeline import baseline as baselines
 from toolkit.pipeline import deliver
 from toolkit.pipeline.execute import Result, execute
@@ -165,6 +165,7 @@ def make_report(plan: Plan, results: Mapping[str, Result]) -> Report:
         project=plan.project.name,
         verdict=worst(row.verdict for row in rows),
         source=_source(plan, results),
+        training=Training.of(results["finetune"].facts) if "finetune" in results and results["finetune"].ok else None,
         notes=tuple(results["source"].facts.get("notes", ())),
         rows=rows,
         stages=tuple(result.record for result in results.values()),

@@ -38,10 +38,11 @@ def render(report: Report) -> str:
 
 
 def _head(report: Report) -> str:
-    notes = wording.source_notes(report)
+    notes, trained = wording.source_notes(report), wording.training_line(report)
     return (
         f"<header><h1>{_text(report.project)} {_badge(report.verdict)}</h1>"
         f"<p>{_text(wording.counts(report))}</p><p class='soft'>{_text(wording.source_line(report))}</p>"
+        f"{f'<p class=soft>{_text(trained)}</p>' if trained else ''}"
         f"{f'<p class=soft>{_text(notes)}</p>' if notes else ''}</header>\n"
     )
 

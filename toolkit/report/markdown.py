@@ -16,6 +16,7 @@ def render(report: Report) -> str:
     parts = [
         f"### {_prose(report.project)}: {MARKS[report.verdict]}",
         f"{wording.counts(report)}; {_prose(wording.source_line(report))}.",
+        _prose(wording.training_line(report)),
         _prose(wording.source_notes(report)),
         _rows(report),
         _problems(report),

@@ -59,6 +59,8 @@ def render(report: Report, console: Console) -> None:
     title = Text.assemble((wording.printable(report.project), "bold"), "  ", (str(report.verdict), STYLES[report.verdict]))
     console.print(title.append(f"  ({wording.counts(report)})"), highlight=False)
     say(wording.source_line(report))
+    if trained := wording.training_line(report):
+        say(trained)
     if notes := wording.source_notes(report):
         say(notes, style="dim")
     console.print()

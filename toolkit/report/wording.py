@@ -45,6 +45,25 @@ def source_line(report: Report) -> str:
     return f"float source: {show_name(source.metric.name)} {show_metric(source.metric)} on {where}"
 
 
+def training_line(report: Report) -> str:
+    """Says how the float model was trained; empty where the project does not train it."""
+    found = report.training
+    if found is None:
+        return ""
+    chosen = f"epoch {found.best_epoch} of {found.epochs}, right on {found.validation_accuracy:.1%} of {found.n} held-out training samples"
+    speed = pace(found.samples_per_second, found.cpu_samples_per_second)
+    return f"trained on {found.device} ({found.why}): {chosen}{f'; {speed}' if speed else ''}"
+
+
+def pace(samples_per_second: float | None, cpu_samples_per_second: float | None = None) -> str:
+    """Says how fast a model was trained, and how fast the CPU would be; empty where that is not known."""
+    if not samples_per_second:
+        return ""
+    beside = f"; the CPU of this machine: {cpu_samples_per_second:,.3g}" if cpu_samples_per_second else ""
+    times = f", {samples_per_second / cpu_samples_per_second:,.1f} x faster" if cpu_samples_per_second else ""
+    return f"{samples_per_second:,.0f} samples/s{times}{beside}"
+
+
 def source_notes(report: Report) -> str:
     """Says what is worth knowing of the source model; empty when nothing is."""
     return f"Of the source model: {'; '.join(report.notes)}." if report.notes else ""
