@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.figures import ROOT, Figure
 
-NAMES = ("startup", "run", "rerun", "throughput", "noise", "profile")
+NAMES = ("startup", "run", "rerun", "throughput", "training", "noise", "profile")
 DEFAULT_OUTPUT = ROOT / "benchmarks" / "results" / "latest.json"
 
 

@@ -479,7 +479,7 @@ class Net(nn.Module):
 """
 
 
-@pytest.mark.parametrize("more", [{}, {"average": 0.9, "balance": "sampler", "accumulate": 2}, {"strategy": "gradual", "patience": 3}])
+@pytest.mark.parametrize("more", [{}, {"average": 0.9, "balance": "sampler", "accumulate": 2}, {"strategy": "gradual", "patience": 3}, {"mixup": 0.4, "teacher": "start"}])
 @pytest.mark.parametrize("stop", [1, 17, 29])
 def test_a_run_that_is_killed_and_resumed_ends_as_the_unbroken_one(project, monkeypatch, tmp_path, stop, more):
     _, whole = project(DROPS, epochs=4, **more)

@@ -121,7 +121,7 @@ class Trainer:
         parts = blocks(model)
         open_ = {id(one) for one in model.parameters() if one.requires_grad}
         groups = parameter_groups(model, self.settings.weight_decay, parts, self.settings.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=self.caller.device.startswith("cuda"))
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=not self.caller.device.startswith("mps"))
         self._prepare(np.asarray(data.label)[train], len(train), optimizer)
         at = (self.checkpoint.read(self._kept, generator) if self.checkpoint else None) or Position()
         history = [Epoch(**one) for one in at.history]
