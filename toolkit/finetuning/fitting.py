@@ -17,7 +17,7 @@ import numpy as np
 
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, SetupError
-from toolkit.finetuning import distillation, precision, processes, variation
+from toolkit.finetuning import distillation, lora, precision, processes, variation
 from toolkit.finetuning.calling import Caller, check_logits
 from toolkit.finetuning.checkpoint import Checkpoint
 from toolkit.finetuning.loop import Epoch, Progress, Trainer, best
@@ -106,6 +106,8 @@ def fit(build: Callable[[], torch.nn.Module], data: Dataset, asked: Run) -> Fitt
     with _reproducible(asked.seed, settings.threads, device):
         model = build()
         keep_eval = freeze(model, settings.freeze)
+        if settings.strategy == "lora":
+            lora.attach(model, settings)
         model.to(place)
         caller, sample = Caller(model, list(data.columns), place, asked.outputs), data.take(slice(0, 2))
         classes = check_logits(caller, sample, 1 + int(data.label.max()), asked.classes)
@@ -116,6 +118,9 @@ def fit(build: Callable[[], torch.nn.Module], data: Dataset, asked: Run) -> Fitt
         history = trainer.run(data, rows, held, asked.seed)
         confusion = trainer.confusion(data, held, classes)
         pace = _pace(trainer, data, rows, held)
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        if settings.strategy == "lora":
+            lora.merge(model)
     chosen = best(history)
     facts = {
         "epochs": settings.epochs,
@@ -127,7 +132,7 @@ def fit(build: Callable[[], torch.nn.Module], data: Dataset, asked: Run) -> Fitt
         "processes": team.count,
         "threads": settings.threads,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "trainable": trainable,
         **pace,
         "seconds": round(time.perf_counter() - started, 3),
         "notes": list(caller.notes),
@@ -214,7 +219,7 @@ def _equip(trainer: Trainer, sample: Dataset, classes: int, project: Path) -> No
 def _pace(trainer: Trainer, data: Dataset, rows: np.ndarray, held: np.ndarray) -> Facts:
     """How fast training went, and how fast it would be on the CPU of this machine, where it was on a GPU."""
     pace = {"samples_per_second": round(trainer.samples_per_second, 1)}
-    if trainer.caller.device == "cpu":
+    if trainer.caller.device.startswith("cpu"):
         return pace
     settings = trainer.settings.model_copy(update={"epochs": 1, "average": None, "strategy": "full"})
     twin = Caller(copy.deepcopy(trainer.caller.model).cpu(), trainer.caller.columns, "cpu", trainer.caller.outputs)

@@ -6,6 +6,7 @@ import atexit
 import json
 import shutil
 import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -160,7 +161,7 @@ def _project(project: Path, output: str | Path | None, store: Store | None, list
 
 def _together(step: Step, count: int) -> Step:
     """Makes a step train with others: it always runs, as the others would wait for one that takes its result from the store."""
-    return replace(step, options={**step.options, "processes": count}, cached=False) if step.id == "finetune" else step
+    return replace(step, options={**step.options, "processes": count, "launch": uuid.uuid4().hex}) if step.id == "finetune" else step
 
 
 @cache
