@@ -17,11 +17,11 @@ from toolkit.errors import ToolkitError
 from toolkit.factory import CODE_ERRORS
 
 # Short blocks and many of them: what else the machine does then hits both sides alike.
-ROUNDS, BLOCK_SECONDS = 60, 0.02
+ROUNDS, BLOCK_SECONDS = 96, 0.02
 # A file that seems slower gets a longer look; models that take long get fewer rounds.
 MORE_ROUNDS, LONG_MS, FEW_ROUNDS = 240, 50.0, 15
 # Where a session happens to lie in memory makes a small model up to a third slower: each file is opened as often as this.
-SESSIONS = 3
+SESSIONS = 8
 PEERS = ("litert_torch", "onnx2tf")
 Run = Callable[[], Any]
 Open = Callable[[], Run]

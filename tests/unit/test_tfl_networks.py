@@ -245,3 +245,41 @@ def test_rotary_embeddings(tmp_path: Path, shape: tuple[int, ...], interleaved: 
     constants = {"c": numbers(9, 4), "s": numbers(9, 4)}
     given = {"x": numbers(*shape), "p": np.array([[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]])}
     agree(tmp_path, [fused("RotaryEmbedding", ["x", "p", "c", "s"], ["y"], interleaved=interleaved)], given, constants=constants)
+
+
+def test_a_batch_norm_behind_a_flattened_product_is_folded(tmp_path: Path) -> None:
+    """As LeViT has it: tokens are flattened for the norm and unflattened again."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]),
+        node("Reshape", ["a", "flat"], ["b"]),
+        node("Mul", ["b", "factor"], ["c"]),
+        node("Add", ["c", "shift"], ["d"]),
+        node("Reshape", ["d", "back"], ["y"]),
+    ]
+    constants = {"w": numbers(8, 6), "factor": numbers(6), "shift": numbers(6), "flat": np.array([20, 6]), "back": np.array([1, 20, 6])}
+    found = agree(tmp_path, nodes, {"x": numbers(1, 20, 8)}, constants=constants)
+    assert found["FULLY_CONNECTED"] == 1
+    assert found["MUL"] == found["ADD"] == 0
+
+
+def test_scores_of_attention_are_scaled_before_they_are_many(tmp_path: Path) -> None:
+    nodes = [node("Transpose", ["k"], ["t"], perm=[0, 1, 3, 2]), node("MatMul", ["q", "t"], ["s"]), node("Mul", ["s", "half"], ["y"])]
+    given, constants = {"q": numbers(1, 2, 30, 4), "k": numbers(1, 2, 30, 4)}, {"half": np.array(0.5, np.float32)}
+    agree(tmp_path, nodes, given, constants=constants)
+    made = convert(model_of(nodes, given, ["y"], constants, 17), given, {"y": numbers(1, 2, 30, 30)}, tmp_path)
+    shapes = {one["index"]: tuple(one["shape"]) for one in made.get_tensor_details()}
+    assert [shapes[one["outputs"][0]] for one in made._get_ops_details() if one["op_name"] == "MUL"] == [(1, 2, 30, 4)]
+
+
+@pytest.mark.parametrize("kind", ["Sub", "Mul", "Add", "Div"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_constant_of_few_channels_is_repeated_along_a_row(tmp_path: Path, kind: str, swapped: bool) -> None:
+    """As the mean that is taken off a picture before the first convolution."""
+    given, constants = {"x": np.abs(numbers(1, 3, 20, 24)) + 0.5}, {"c": np.abs(numbers(3, 1, 1)) + 0.5, "w": numbers(4, 3, 3, 3)}
+    nodes = [node(kind, ["c", "x"] if swapped else ["x", "c"], ["a"]), node("Conv", ["a", "w"], ["y"], pads=[1, 1, 1, 1])]
+    agree(tmp_path, nodes, given, constants=constants)
+    made = convert(model_of(nodes, given, ["y"], constants, 17), given, {"y": numbers(1, 4, 20, 24)}, tmp_path)
+    shapes = {one["index"]: tuple(one["shape"]) for one in made.get_tensor_details()}
+    known = "MUL" if kind == "Div" and not swapped else kind.upper()  # by the inverse
+    (inputs,) = ({shapes[index] for index in one["inputs"]} for one in made._get_ops_details() if one["op_name"] == known)
+    assert inputs == {(1, 20, 24, 3), (24, 3)}

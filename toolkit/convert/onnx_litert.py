@@ -10,7 +10,7 @@ import numpy as np
 
 from toolkit import intake
 from toolkit.artifact import Signature, TensorSpec
-from toolkit.convert.tfl import clean, integers, lower, operators, write
+from toolkit.convert.tfl import affine, clean, integers, lower, operators, write
 from toolkit.convert.tfl.graph import Graph
 from toolkit.convert.tfl.layout import Layout
 from toolkit.convert.tfl.program import FREE, Program, Type, read
@@ -82,6 +82,7 @@ def _entry(program: Path, signature: Signature, layout: str | None, size: int | 
     integers.integrate(graph, found.quantized)
     found.constants.clear()  # what the graph has of them is its own
     clean.clean(graph, found.quantized)
+    affine.widen(graph)
     if size is not None:
         _check_batch(graph, found, signature, size)
     names = dict(zip(found.inputs, graph.inputs, strict=True)), dict(zip(found.outputs, graph.outputs, strict=True))

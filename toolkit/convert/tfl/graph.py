@@ -108,7 +108,7 @@ class Graph:
 
     def constant(self, content: Any, dtype: Any = None, *, quantization: Quantization | None = None, name: str = "") -> Tensor:
         """Returns a constant tensor; small ones that are equal are one tensor."""
-        array = np.ascontiguousarray(np.asarray(content, dtype)).reshape(np.shape(content))
+        array = np.asarray(content, dtype)  # a large one that is turned is so where it is written
         made = Tensor(name or "constant", array.shape, array.dtype, array, quantization)
         if array.nbytes > _SMALL_BYTES or quantization is not None:
             return made  # which ends with its last reader; the writer finds out which are equal
@@ -164,7 +164,7 @@ class Graph:
             return value
         shape = tuple(value.shape[axis] for axis in order)
         if value.data is not None:
-            return self.constant(np.ascontiguousarray(value.data.transpose(order)), quantization=value.quantization)
+            return self.constant(value.data.transpose(order), quantization=value.quantization)
         moved = [axis for axis in order if value.shape[axis] != 1]
         if moved == sorted(moved):  # only axes of size 1 change places
             return self.reshape(value, shape)

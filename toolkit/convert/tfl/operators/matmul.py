@@ -20,7 +20,7 @@ def _gemm(call: Call) -> Tensor:
         right = call.x(1) if call.attribute("transB", 0) else graph.transpose(call.x(1), (1, 0))
     else:
         weight = call.constant(1).astype(np.float32) if call.attribute("transB", 0) else call.constant(1).astype(np.float32).T
-        right = graph.constant(np.ascontiguousarray(weight * np.float32(alpha) if alpha != 1 else weight))
+        right = graph.constant(weight * np.float32(alpha) if alpha != 1 else weight)
     bias = _bias(call, right.shape[0], beta) if call.is_constant(1) or alpha == 1 else None
     made = fully_connected(graph, left, right, bias)
     if alpha != 1 and not call.is_constant(1):
