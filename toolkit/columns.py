@@ -5,6 +5,8 @@ And random samples that do, made from a signature alone where there are none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from toolkit.artifact import Signature, TensorSpec
@@ -40,6 +42,29 @@ def check_columns(data: Dataset, signature: Signature) -> None:
         _check_shape(data.columns[name], spec, data.where)
         _check_dtype(data.columns[name], spec, data.where)
         _check_finite(data.columns[name], name, data.where)
+
+
+def check_named_like(samples: Dataset, examples: Mapping[str, np.ndarray]) -> None:
+    """Holds samples against inputs that a model is known to take; some of them may be left out, none renamed.
+
+    Args:
+        samples: Columns ``[n x ...]``.
+        examples: Plausible inputs by name, ``[n x ...]``; sizes of a sample may be others, the number of axes and the kind of number not.
+
+    Raises:
+        InputRejected: A name is unknown, or a column of another kind.
+    """
+    columns = samples.columns
+    unknown = [name for name in columns if name not in examples]
+    if unknown or not columns:
+        hint = "name the arrays like the model's inputs"
+        raise InputRejected(f"columns are {sorted(columns)}, the model's inputs are {sorted(examples)}", where=samples.where, hint=hint)
+    for name, column in columns.items():
+        made = examples[name]
+        if column.ndim != made.ndim or column.dtype.kind != made.dtype.kind:
+            found, wanted = (f"[{' x '.join(map(str, one.shape[1:]))}] {one.dtype}" for one in (column, made))
+            hint = "prepare the samples with the transform the model was trained with"
+            raise InputRejected(f"column {name!r} has samples of {found}, the model takes {wanted} or the like", where=samples.where, hint=hint)
 
 
 def random_samples(signature: Signature, seed: int = 0) -> Dataset:

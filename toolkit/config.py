@@ -104,7 +104,7 @@ class Model(Frozen):
         framework: Framework of the model that the factory returns: ``torch``, ``keras``, ``tensorflow``, ``jax``, or a plugin's.
         name: A model of a collection, such as ``torchvision:mobilenet_v2``, or a folder of a transformers model.
         task: What a named model shall do, where its name leaves that open; the project's task by default.
-        weights: ``.safetensors`` file to start from, or the collection's name of its weights.
+        weights: ``.safetensors`` file to start from, or the collection's name of its weights; with ``[finetune]`` also a pickle of tensors.
         file: A model file to use as it is, of any format that ``edgekit doctor`` lists.
         outputs: Names for the model's outputs, in order; the first holds the class scores. For a file, which of its outputs do.
     """
@@ -246,8 +246,8 @@ class Project(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Project:
-        if self.finetune and (self.model.file or self.model.name or self.model.framework != "torch"):
-            raise ValueError("finetune needs model.factory of a PyTorch model; all others are used as they are")
+        if self.finetune and (self.model.file or self.model.framework not in ("torch", "keras")):
+            raise ValueError("finetune needs model.name, or model.factory of a PyTorch or Keras model; all others are used as they are")
         for name in ("max_size_ratio", "max_latency_ratio"):
             if getattr(self.budgets, name) is not None and self.schemes == ("float32",):
                 raise ValueError(f"budgets.{name} compares with the float twin, and schemes has nothing else: it could never fail")

@@ -14,6 +14,7 @@ source may have ``contract_example(folder)``, which gives ``tests/contract`` a s
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -261,6 +262,27 @@ def distribution_version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "-"
+
+
+def build(inputs: Mapping[str, Path], options: Mapping[str, Any]) -> Built:
+    """Builds the model of a collection that a stage is asked for.
+
+    Args:
+        inputs: The stage's; perhaps ``model``, a folder, and ``weights``, a file.
+        options: The stage's: ``collection``, ``model`` (its name there; after an input ``model`` only its part), ``weights`` (their name),
+            ``task``, and ``classes`` (their names) where it is to be trained for others.
+
+    Raises:
+        ConfigError: The collection does not exist; also what :meth:`Collection.build` raises.
+        MissingExtra: What the collection needs is not installed.
+    """
+    collection = get("collections", options["collection"])
+    require(collection)
+    weights = str(inputs["weights"]) if "weights" in inputs else options.get("weights")
+    model = f"{inputs.get('model', '')}{options.get('model') or ''}"
+    other = {"classes": tuple(options["classes"])} if options.get("classes") else {}
+    built: Built = collection.build(model, weights=weights, task=options.get("task"), **other)
+    return built
 
 
 def _importable(module: str) -> bool:

@@ -49,7 +49,8 @@ class Source(Plugin, Protocol):
 
     A source may also have ``prepare(model, weights)``, which returns the model in inference mode, with the ``.safetensors``
     file ``weights`` loaded unless that is ``None``. Without it, a factory must return a model that is ready, and a project
-    must not name weights. ``input_names(model)``, the names of its inputs in order, for examples that are given by position; without
+    must not name weights. ``build(model, examples)``, which gives a model its weights where it makes them when it is first called; it
+    comes before ``prepare``. ``input_names(model)``, the names of its inputs in order, for examples that are given by position; without
     it they are ``input_0`` and so on. ``notes(model)``, what its user should know of a model, a sentence each. ``options``: with
     ``dynamic`` in it, ``capture`` gets the sizes that stay free by input and axis, and ``runner`` runs batches of any size; with
     ``bounds``, those sizes may have bounds, see :mod:`toolkit.sizes`.
@@ -134,6 +135,7 @@ class Built:
         task: What it does, one of :mod:`toolkit.metrics`' tasks or the collection's own word; empty where nothing tells.
         labels: Names of its classes; empty where nothing tells.
         notes: What its user should know of it, a sentence each: that its weights are random, that it is one part of a model.
+        replaced: Tensors that began afresh for other classes: ``name``, and the shapes in ``file`` and ``model``, ``None`` where it is not.
     """
 
     model: Any
@@ -142,6 +144,7 @@ class Built:
     task: str = ""
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    replaced: tuple[Mapping[str, Any], ...] = ()
 
 
 class Collection(Plugin, Protocol):
@@ -153,7 +156,7 @@ class Collection(Plugin, Protocol):
 
     framework: str
 
-    def build(self, model: str, *, weights: str | None = None, task: str | None = None) -> Built:
+    def build(self, model: str, *, weights: str | None = None, task: str | None = None, classes: Sequence[str] = ()) -> Built:
         """Builds a model.
 
         Args:
@@ -161,6 +164,8 @@ class Collection(Plugin, Protocol):
             weights: Which weights to load: the collection's own name for them (``DEFAULT``), a ``.safetensors`` file, or ``None`` for
                 random ones where the collection can do that.
             task: What the model shall do, where its name leaves that open.
+            classes: Names of the classes to train it for. It then has one output for each, and a new head where that of its weights has
+                another number; a file of weights may be a pickle of plain tensors. Given only where a model is fine-tuned.
 
         Raises:
             ConfigError: There is no such model, or it does not do that task; the message names the nearest known.

@@ -1,18 +1,25 @@
-"""Reads and writes a model's weights as ``.safetensors``: strict when reading, the same bytes for the same weights when writing."""
+"""Reads and writes a model's weights as ``.safetensors``: strict when reading, the same bytes for the same weights when writing.
+
+Only where a model is fine-tuned, parts of it may begin afresh, and the weights may be a pickle of plain tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import InputRejected
-from toolkit.factory import first_line
+from toolkit.factory import CODE_ERRORS, first_line
 
 if TYPE_CHECKING:
     import torch
 
+SUFFIX = ".safetensors"
+PICKLES = (".pth", ".pt")
 _LISTED = 10
+_WRAPPED = ("state_dict", "model")
 
 
 def load_weights(model: torch.nn.Module, file: Path) -> None:
@@ -25,24 +32,36 @@ def load_weights(model: torch.nn.Module, file: Path) -> None:
     Raises:
         InputRejected: The file is damaged, a tensor is missing, unknown, of another shape or dtype, or not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputRejected(
-            f"is not a readable safetensors file: {first_line(error)}", where=str(file), hint="write it with safetensors.torch.save_file"
-        ) from error
-    expected = model.state_dict()
-    problems = _mismatches(expected, found)
-    if problems:
-        shown = "; ".join(problems[:_LISTED]) + (f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else "")
-        raise InputRejected(f"{len(problems)} tensors do not fit the model: {shown}", where=str(file), hint=_hint(expected, found))
-    broken = [name for name, tensor in found.items() if _broken(tensor, expected[name])]
-    if broken:
-        raise InputRejected(f"tensor {broken[0]} has NaN or Inf ({len(broken)} such tensors)", where=str(file), hint="start from weights that work")
+    found, expected = _read(file), model.state_dict()
+    _refuse(_mismatches(expected, found), expected, found, file)
+    _check_finite(expected, found, file)
     model.load_state_dict(found, strict=False)  # compared above; strict would insist on both names of a shared tensor
+
+
+def start_from(model: torch.nn.Module, file: Path, afresh: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """Loads weights to fine-tune a model from; some of its parts may keep the numbers they were built with.
+
+    Args:
+        model: The model, changed in place.
+        file: A ``.safetensors`` file, or a ``.pth`` or ``.pt`` pickle of plain tensors by name.
+        afresh: Says by a tensor's name whether its shape may differ, and whether only the file or only the model may have it.
+
+    Returns:
+        What was not taken from the file: ``name``, ``file`` and ``model``, the shapes there, ``None`` where it is not there.
+
+    Raises:
+        InputRejected: The file is damaged, or a tensor that may not begin afresh is missing, unknown, of another shape or dtype, or not
+            finite.
+    """
+    found, expected = (_unpickled(file) if file.suffix in PICKLES else _read(file)), model.state_dict()
+    shapes = {name: (_shape(found.get(name)), _shape(expected.get(name))) for name in [*expected, *(name for name in found if name not in expected)]}
+    replaced = {name for name, (there, here) in shapes.items() if there != here and afresh(name)}
+    kept = {name: tensor for name, tensor in found.items() if name not in replaced}
+    wanted = {name: tensor for name, tensor in expected.items() if name not in replaced}
+    _refuse(_mismatches(wanted, kept), expected, found, file)
+    _check_finite(wanted, kept, file)
+    model.load_state_dict(kept, strict=False)
+    return [{"name": name, "file": shapes[name][0], "model": shapes[name][1]} for name in shapes if name in replaced]
 
 
 def save_weights(model: torch.nn.Module, file: Path) -> None:
@@ -57,6 +76,49 @@ def save_weights(model: torch.nn.Module, file: Path) -> None:
     for name, tensor in model.state_dict().items():
         kept.setdefault(_identity(name, tensor), (name, tensor))
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.values()}, file)
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputRejected(
+            f"is not a readable safetensors file: {first_line(error)}", where=str(file), hint="write it with safetensors.torch.save_file"
+        ) from error
+
+
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    """Reads a pickle as tensors alone: nothing else that is in it is run."""
+    import torch
+
+    hint = "save plain tensors where you trust the file: torch.save(model.state_dict(), file), or safetensors.torch.save_file"
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (*CODE_ERRORS, EOFError, pickle.UnpicklingError) as error:
+        raise InputRejected(f"holds more than plain tensors, or is damaged: {first_line(error)}", where=str(file), hint=hint) from error
+    inside = next((found[key] for key in _WRAPPED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), found)
+    if not isinstance(inside, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in inside.values()):
+        raise InputRejected(f"holds a {type(found).__name__}, expected tensors by name", where=str(file), hint=hint)
+    return {str(name): tensor.detach() for name, tensor in inside.items()}
+
+
+def _refuse(problems: list[str], expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], file: Path) -> None:
+    if problems:
+        shown = "; ".join(problems[:_LISTED]) + (f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else "")
+        raise InputRejected(f"{len(problems)} tensors do not fit the model: {shown}", where=str(file), hint=_hint(expected, found))
+
+
+def _check_finite(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], file: Path) -> None:
+    broken = [name for name, tensor in found.items() if name in expected and _broken(tensor, expected[name])]
+    if broken:
+        raise InputRejected(f"tensor {broken[0]} has NaN or Inf ({len(broken)} such tensors)", where=str(file), hint="start from weights that work")
+
+
+def _shape(tensor: torch.Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)
 
 
 def _identity(name: str, tensor: torch.Tensor) -> tuple[object, ...]:
@@ -95,5 +157,5 @@ def _hint(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor
     # A head for another number of classes differs in the first size of its weight and bias, and in nothing else.
     if set(expected) == set(found) and len(layers) == 1 and all(found[name].shape[1:] == expected[name].shape[1:] for name in differing):
         differs = f"only layer {layers.pop()!r} differs, as it does with another number of classes"
-        return f"{differs}; to start it afresh, load the other tensors in the model factory and drop model.weights"
+        return f"{differs}; fine-tuning starts it afresh"
     return "build the model that these weights were saved from"

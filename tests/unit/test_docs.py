@@ -19,7 +19,7 @@ import typer.main
 
 import toolkit
 from tests.reports import sample_report
-from toolkit import config, errors, limits, metrics, resources, training
+from toolkit import config, data_origin, errors, limits, metrics, resources, training
 from toolkit.cli import app
 from toolkit.report import json as report_json
 
@@ -36,7 +36,8 @@ def options_of(command) -> set[str]:
 
 TABLES = {
     "Project: top level": config.Project,
-    "Project: `[data]`": config.Data,
+    "Project: `[data]`": data_origin.Data,
+    "Project: `[data.image]`": data_origin.Image,
     "Project: `[model]`": config.Model,
     "Project: `[finetune]`": training.Finetune,
     "Project: `[calibration]`": config.Calibration,

@@ -153,20 +153,24 @@ def test_starting_weights_that_do_not_fit_are_listed_tensor_by_tensor(project, t
     with pytest.raises(InputRejected) as caught:
         project(weights=tmp_path / "other.safetensors")
     assert caught.value.message == (
-        "4 tensors do not fit the model: body.0.bias: not in the file, model [16] float32; extra: file [16] float32, not in the model; "
-        "body.0.weight: file [16 x 4] float16, model [16 x 4] float32; head.weight: file [5 x 16] float32, model [3 x 16] float32"
+        "3 tensors do not fit the model: body.0.bias: not in the file, model [16] float32; extra: file [16] float32, not in the model; "
+        "body.0.weight: file [16 x 4] float16, model [16 x 4] float32"
     )
     assert caught.value.hint == "build the model that these weights were saved from"
 
 
-def test_another_head_is_refused_too_and_says_what_to_decide(project, tmp_path):
-    _, other = project(build="build", body=NET + "\ndef build():\n    return Net(3)\n", epochs=1)
+def test_a_head_for_other_classes_begins_afresh_and_nothing_else(project, tmp_path):
+    _, other = project(epochs=1)
     weights = tensors(other)
     weights["head.weight"], weights["head.bias"] = torch.zeros(7, 16), torch.zeros(7)
     safetensors_torch.save_file(weights, tmp_path / "seven.safetensors")
-    with pytest.raises(InputRejected, match="2 tensors do not fit") as caught:
-        project(weights=tmp_path / "seven.safetensors")
-    assert "only layer 'head' differs" in caught.value.hint
+    facts, out = project(weights=tmp_path / "seven.safetensors", epochs=1, freeze=("body.*",))
+    assert facts["replaced"] == [
+        {"name": "head.weight", "file": [7, 16], "model": [3, 16]},
+        {"name": "head.bias", "file": [7], "model": [3]},
+    ]
+    assert "began afresh, as the weights have it for other classes or not at all: head" in facts["notes"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors(out).items() if name.startswith("body."))
 
 
 def test_damaged_or_broken_starting_weights_are_refused(project, tmp_path):
@@ -479,7 +483,9 @@ class Net(nn.Module):
 """
 
 
-@pytest.mark.parametrize("more", [{}, {"average": 0.9, "balance": "sampler", "accumulate": 2}, {"strategy": "gradual", "patience": 3}, {"mixup": 0.4, "teacher": "start"}])
+@pytest.mark.parametrize(
+    "more", [{}, {"average": 0.9, "balance": "sampler", "accumulate": 2}, {"strategy": "gradual", "patience": 3}, {"mixup": 0.4, "teacher": "start"}]
+)
 @pytest.mark.parametrize("stop", [1, 17, 29])
 def test_a_run_that_is_killed_and_resumed_ends_as_the_unbroken_one(project, monkeypatch, tmp_path, stop, more):
     _, whole = project(DROPS, epochs=4, **more)

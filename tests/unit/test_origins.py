@@ -147,8 +147,8 @@ def test_a_factorys_framework_decides_the_format_before_its_code_runs(tmp_path, 
     ("model", "says"),
     [
         ('name = "torchvision:resnet18"\nframework = "torch"', "framework goes with factory"),
-        ('name = "torchvision:resnet18"\n[finetune]', "finetune needs model.factory of a PyTorch model"),
-        ('factory = "m:build"\nframework = "keras"\n[finetune]', "finetune needs model.factory of a PyTorch model"),
+        ('file = "m.pt2"\n[finetune]', "finetune needs model.name, or model.factory of a PyTorch or Keras model"),
+        ('factory = "m:build"\nframework = "jax"\n[finetune]', "finetune needs model.name, or model.factory of a PyTorch or Keras model"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, model, says):

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from toolkit.cli.common import Format, FormatOption, ProjectArgument, VerboseOption, emit, facts, progress
-from toolkit.report import wording
 
 
 def finetune(
@@ -20,6 +19,7 @@ def finetune(
     """Train a project's model, and capture it as a program."""
     from toolkit import finetune as train
     from toolkit.finetuning import processes
+    from toolkit.report import wording
 
     with progress() as listener:
         trained = train(project, output=output, listener=listener)

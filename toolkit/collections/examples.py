@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.weights import PICKLES, SUFFIX
+
 SAMPLES = 8
 """How many examples are made up."""
 RANDOM_WEIGHTS = "weights are random, with seed 0"
+RANDOM_START = "training began with random weights, of seed 0"
 _COARSE, _HEAD_SPREAD = 5, 0.02
 _PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
@@ -89,9 +92,9 @@ def online(host: str) -> bool:
     return True
 
 
-def is_weights_file(weights: str | None) -> bool:
-    """Whether ``weights`` is a path of a ``.safetensors`` file, not a collection's name for weights."""
-    return weights is not None and Path(weights).suffix == ".safetensors"
+def is_weights_file(weights: str | None, *, trained: bool = False) -> bool:
+    """Whether ``weights`` is a path of a file, not a collection's name for weights: ``.safetensors``, or to train from also a pickle."""
+    return weights is not None and Path(weights).suffix in ((SUFFIX, *PICKLES) if trained else (SUFFIX,))
 
 
 def _blend(size: int) -> np.ndarray:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.collections.examples import RANDOM_WEIGHTS, images, is_weights_file, online, seeded, settle
+from toolkit.collections.examples import RANDOM_START, RANDOM_WEIGHTS, images, is_weights_file, online, seeded, settle
 from toolkit.errors import ConfigError, InputRejected, SetupError
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.mistakes import nearest
 from toolkit.plugins import Built, Collection
-from toolkit.weights import load_weights
+from toolkit.weights import load_weights, start_from
 
 _TASK = "image-classification"
 _DEFAULT = "DEFAULT"
@@ -23,19 +24,20 @@ class Timm:
     """Builds timm's models with random weights, timm's own, or those of a file."""
 
     name = "timm"
-    version = 1
+    version = 2
     framework = "torch"
     modules: tuple[str, ...] = ("torch", "timm")
     distributions: tuple[str, ...] = ("torch", "timm")
     extra = "edgekit[all]"
 
-    def build(self, model: str, *, weights: str | None = None, task: str | None = None) -> Built:
+    def build(self, model: str, *, weights: str | None = None, task: str | None = None, classes: Sequence[str] = ()) -> Built:
         """Builds a model; see :meth:`toolkit.plugins.Collection.build`.
 
         Args:
             model: Name in timm, with or without a tag: ``mobilenetv4_conv_small.e2400_r224_in1k``.
             weights: ``DEFAULT`` or a tag; a ``.safetensors`` file; ``None`` for random weights of seed 0.
             task: ``image-classification``, the only one.
+            classes: Names of the classes to train it for.
 
         Raises:
             ConfigError: There are no such models or weights, or another task was asked for.
@@ -46,19 +48,25 @@ class Timm:
 
         if task not in (None, _TASK):
             raise ConfigError(f"timm's models do {_TASK}, not {task}", where="model.task", hint=f"write {_TASK}, or leave the task out")
-        _check_name(model, weights)
-        own = weights is not None and not is_weights_file(weights)
+        from_file = is_weights_file(weights, trained=bool(classes))
+        own = weights is not None and not from_file
+        _check_name(model, weights if own else None)
         tagged = f"{model.partition('.')[0]}.{weights}" if own and weights != _DEFAULT else model
         with seeded():
-            built = (_pretrained(tagged) if own else timm.create_model(tagged, pretrained=False)).eval()
+            count = {"num_classes": len(classes)} if classes else {}
+            built = (_pretrained(tagged, count) if own else timm.create_model(tagged, pretrained=False, **count)).eval()
             data = timm.data.resolve_model_data_config(built)
             pictures = images(*data["input_size"])
             if weights is None:
                 settle(built, pictures)
-        if is_weights_file(weights):
+        replaced = _replaced(built) if own and classes else []
+        if from_file and classes:
+            replaced = start_from(built, Path(str(weights)), lambda name: name.startswith(_heads(built)))
+        elif from_file:
             load_weights(built, Path(str(weights)))
-        notes = (RANDOM_WEIGHTS,) if weights is None else ()
-        return Built(built.eval(), {"image": pictures}, ("logits",), _TASK, _labels(built) if own else (), notes)
+        notes = (RANDOM_START if classes else RANDOM_WEIGHTS,) if weights is None else ()
+        labels = tuple(classes) or (_labels(built) if own else ())
+        return Built(built.eval(), {"image": pictures}, ("logits",), _TASK, labels, notes, tuple(replaced))
 
 
 COLLECTION: Collection = Timm()
@@ -78,13 +86,26 @@ def _check_name(model: str, weights: str | None) -> None:
         raise ConfigError(
             f"timm has no weights of {architecture}", where="weights", hint="give a .safetensors file, or leave weights out for random ones"
         )
-    wanted = tag or (weights if weights not in (None, _DEFAULT) and not is_weights_file(weights) else "")
+    wanted = tag or (weights if weights not in (None, _DEFAULT) else "")
     if wanted and wanted not in tags:
         known = [_DEFAULT, *sorted(set(filter(None, tags)))]
         raise ConfigError(f"timm has no weights {wanted!r} of {architecture}", where="weights", hint=nearest(wanted, known))
 
 
-def _pretrained(model: str) -> Any:
+def _heads(model: Any) -> tuple[str, ...]:
+    """How the names of tensors of a model's last layers begin; a distilled one has two."""
+    named = model.pretrained_cfg["classifier"]
+    return tuple(f"{one}." for one in ([named] if isinstance(named, str) else named))
+
+
+def _replaced(model: Any) -> list[dict[str, Any]]:
+    """What timm did not take from its weights: the last layers, where the weights are for another number of classes."""
+    before, heads = model.pretrained_cfg["num_classes"], _heads(model)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if name.startswith(heads)}
+    return [{"name": name, "file": [before, *shape[1:]], "model": shape} for name, shape in shapes.items() if model.num_classes != before]
+
+
+def _pretrained(model: str, options: dict[str, Any]) -> Any:
     """Creates a model with timm's weights: those in the cache of downloads, else from the network."""
     import timm
 
@@ -97,7 +118,7 @@ def _pretrained(model: str) -> Any:
     if not _cached(repository) and not online(_HUB):
         raise SetupError(f"{what}, and {_HUB} cannot be reached", where=where, hint=hint)
     try:
-        return timm.create_model(model, pretrained=True)
+        return timm.create_model(model, pretrained=True, **options)
     except (*CODE_ERRORS, pickle.UnpicklingError) as error:
         if isinstance(error, OSError):
             raise SetupError(f"{what}, and cannot be downloaded: {first_line(error)}", where=where, hint=hint) from error

@@ -7,18 +7,19 @@ a fixed shape.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.collections import detection
-from toolkit.collections.examples import RANDOM_WEIGHTS, SAMPLES, images, is_weights_file, online, seeded, settle
+from toolkit.collections import detection, heads
+from toolkit.collections.examples import RANDOM_START, RANDOM_WEIGHTS, SAMPLES, images, is_weights_file, online, seeded, settle
 from toolkit.errors import ConfigError, InputRejected, SetupError
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.mistakes import nearest
 from toolkit.plugins import Built, Collection
-from toolkit.weights import load_weights
+from toolkit.weights import load_weights, start_from
 
 _CLASSIFICATION, _SEGMENTATION, _BOXES = "image-classification", "image-segmentation", "object-detection"
 _DETECTION = (
@@ -33,19 +34,20 @@ class Torchvision:
     """Builds models of ``torchvision.models`` with random weights, torchvision's own, or those of a file."""
 
     name = "torchvision"
-    version = 2
+    version = 3
     framework = "torch"
     modules: tuple[str, ...] = ("torch", "torchvision")
     distributions: tuple[str, ...] = ("torch", "torchvision")
     extra = "edgekit[all]"
 
-    def build(self, model: str, *, weights: str | None = None, task: str | None = None) -> Built:
+    def build(self, model: str, *, weights: str | None = None, task: str | None = None, classes: Sequence[str] = ()) -> Built:
         """Builds a model; see :meth:`toolkit.plugins.Collection.build`.
 
         Args:
             model: Name in ``torchvision.models``; ``#head`` after it takes an SSD detector without its non-maximum suppression.
             weights: ``DEFAULT`` or another of torchvision's names; a ``.safetensors`` file; ``None`` for random weights of seed 0.
             task: ``image-classification``, ``image-segmentation`` or ``object-detection``; must be what the model does.
+            classes: Names of the classes to train a classifier for; auxiliary heads are dropped then.
 
         Raises:
             ConfigError: There are no such models or weights, or the model does another task.
@@ -55,10 +57,14 @@ class Torchvision:
         does = _task_of(model)
         if task not in (None, does):
             raise ConfigError(f"{model!r} does {does}, not {task}", where="model.task", hint=f"write {does}, or leave the task out")
+        if classes and does != _CLASSIFICATION:
+            raise ConfigError(f"{model!r} does {does}, and only classifiers get other classes", where="model.name", hint="name a classifier")
+        if classes:
+            return _for_classes(model, weights, tuple(classes))
         name = model.partition("#")[0]
         entry = _entry(name, weights)
         with seeded():
-            built = _construct(name, does)
+            built = _construct(name, does, own=weights is not None and not is_weights_file(weights))
             size = detection.image_size(built) if does == _BOXES else getattr(built, "image_size", None) or _size(entry)
             pictures = images(3, size, size, SAMPLES if does == _CLASSIFICATION else _FEW)
             if weights is None and does != _BOXES:
@@ -76,6 +82,26 @@ class Torchvision:
 
 
 COLLECTION: Collection = Torchvision()
+
+
+def _for_classes(name: str, weights: str | None, classes: tuple[str, ...]) -> Built:
+    """A classifier to train: the weights asked for, but for a head for other classes."""
+    from_file = is_weights_file(weights, trained=True)
+    entry = _entry(name, None if from_file else weights)
+    with seeded():
+        built = _construct(name, _CLASSIFICATION, own=not from_file and weights is not None)
+        head = heads.name_of(built, len(entry.meta["categories"]))
+        if weights is not None and not from_file:
+            _load(built, entry, name)
+        replaced = heads.replace(built, head, len(classes))
+        pictures = images(3, *([getattr(built, "image_size", None) or _size(entry)] * 2))
+        if weights is None:
+            settle(built.eval(), pictures)
+    if from_file:
+        replaced = start_from(built, Path(str(weights)), lambda name: name.startswith((f"{head}.", *(f"{one}." for one in heads.AUXILIARY))))
+    notes = (RANDOM_START,) if weights is None else ()
+    began = tuple(replaced) if weights is not None else ()
+    return Built(built.eval(), {"image": pictures}, ("logits",), _CLASSIFICATION, classes, notes, began)
 
 
 def _detector(built: Any, pictures: np.ndarray, entry: Any, weights: str | None) -> Built:
@@ -123,7 +149,8 @@ def _entry(model: str, weights: str | None) -> Any:
     return found
 
 
-def _construct(model: str, task: str) -> Any:
+def _construct(model: str, task: str, *, own: bool) -> Any:
+    """Makes a model without weights, in the form that torchvision's ``own`` weights need where those will be loaded."""
     from torchvision import models
 
     if task == _BOXES:
@@ -131,7 +158,7 @@ def _construct(model: str, task: str) -> Any:
     if task == _SEGMENTATION:
         options = {} if model.startswith("lraspp") else {"aux_loss": True}  # the weights that torchvision has are of that form
         return models.get_model(model, weights=None, weights_backbone=None, **options)
-    return models.get_model(model, weights=None, **({"init_weights": False} if model in _INITIALIZED_SLOWLY else {}))
+    return models.get_model(model, weights=None, **({"init_weights": False, "transform_input": own} if model in _INITIALIZED_SLOWLY else {}))
 
 
 def _size(entry: Any) -> int:

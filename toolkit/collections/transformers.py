@@ -6,19 +6,19 @@ from Optimum's dummy inputs. Code in a model's repository is never run, and weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolkit.collections import transformers_files, transformers_inputs
-from toolkit.collections.examples import RANDOM_WEIGHTS, is_weights_file, seeded
+from toolkit.collections.examples import RANDOM_START, RANDOM_WEIGHTS, is_weights_file, seeded
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.mistakes import nearest
 from toolkit.plugins import Built, Collection
-from toolkit.weights import load_weights
+from toolkit.weights import load_weights, start_from
 
 _ENCODER = "encoder"
 _FEATURES = "feature-extraction"
@@ -34,19 +34,20 @@ class Transformers:
     """Builds transformers models of any task that Optimum knows, from a folder, the hub's cache or the hub."""
 
     name = "transformers"
-    version = 1
+    version = 2
     framework = "torch"
     modules: tuple[str, ...] = ("torch", "transformers", "optimum", "safetensors")
     distributions: tuple[str, ...] = ("torch", "transformers", "optimum", "safetensors")
     extra = "edgekit[torch,hf]"
 
-    def build(self, model: str, *, weights: str | None = None, task: str | None = None) -> Built:
+    def build(self, model: str, *, weights: str | None = None, task: str | None = None, classes: Sequence[str] = ()) -> Built:
         """Builds a model; see :meth:`toolkit.plugins.Collection.build`.
 
         Args:
             model: A folder with ``config.json``, or an id on the hub; ``#encoder`` after it takes the encoder of an encoder-decoder.
             weights: ``None`` for the folder's own, or random ones of seed 0 where it has none; or another ``.safetensors`` file.
             task: What it shall do; by default what the class named in its configuration does.
+            classes: Names of the classes to train a classifier for; the weights may be those of a model without a head.
 
         Raises:
             ConfigError: There is no such folder, task or part, or the model does not do that task.
@@ -63,25 +64,32 @@ class Transformers:
         task = _task(config, task)
         _check_part(config, part, task, model)
         kind = _class(config, task)
-        if weights is not None and not is_weights_file(weights):
+        if classes:
+            _name_classes(config, part, task, tuple(classes))
+        if weights is not None and not is_weights_file(weights, trained=bool(classes)):
             hint = "leave weights out for the folder's own, or give a .safetensors file"
             raise ConfigError(f"transformers has no weights called {weights!r}", where="weights", hint=hint)
         notes: list[str] = transformers_files.notes(folder)
+        replaced: list[dict[str, Any]] = []
         with seeded():
             if weights is not None:
                 whole = _random(kind, config, folder)
-                load_weights(whole, Path(weights))
+                if classes:
+                    replaced = start_from(whole, Path(weights), lambda name: _in_head(whole, name))
+                else:
+                    load_weights(whole, Path(weights))
             elif transformers_files.has_weights(folder):
-                whole = _load(kind, config, folder)
+                whole, replaced = _load_for_classes(kind, config, folder) if classes else (_load(kind, config, folder), [])
             else:
-                notes.append(RANDOM_WEIGHTS)
+                notes.append(RANDOM_START if classes else RANDOM_WEIGHTS)
                 config.initializer_range = _RANDOM_SPREAD
                 whole = _random(kind, config, folder)
             chosen = whole.get_encoder() if part else whole
             examples = transformers_inputs.make(chosen.eval(), _FEATURES if part else task, folder)
         if part:
             notes.append(f"it is the encoder of a {config.model_type} model alone; the decoder is left out")
-        return Built(chosen, examples, _outputs(chosen, examples), _FEATURES if part else task, () if part else _labels(config, task), tuple(notes))
+        labels = tuple(classes) or (() if part else _labels(config, task))
+        return Built(chosen, examples, _outputs(chosen, examples), _FEATURES if part else task, labels, tuple(notes), tuple(replaced))
 
 
 COLLECTION: Collection = Transformers()
@@ -168,18 +176,43 @@ def _random(kind: Any, config: Any, folder: Path) -> Any:
         raise InputRejected(f"its configuration builds no model: {first_line(error)}", where=str(folder), hint="mend config.json") from error
 
 
+def _name_classes(config: Any, part: str, task: str, classes: tuple[str, ...]) -> None:
+    """Makes a configuration that of a classifier for these classes."""
+    if part or not task.endswith("-classification") or task == "token-classification":
+        what = f"only whole classifiers get classes, not one for {task}" if not part else f"the {part} alone is no classifier"
+        raise ConfigError(what, where="model.name", hint="leave out model.task, or what stands after #")
+    config.id2label, config.label2id = dict(enumerate(classes)), {name: index for index, name in enumerate(classes)}
+
+
+def _in_head(model: Any, name: str) -> bool:
+    """Whether a tensor is no part of what all models of an architecture have below their heads, or of a pooler, which many are saved without."""
+    return not name.startswith(f"{model.base_model_prefix}.") or "pooler" in name
+
+
+def _load_for_classes(kind: Any, config: Any, folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """Loads the folder's weights, but for a head that it has not, or has for another number of classes; says what began afresh."""
+    model, fresh = _read(kind, config, folder, {"ignore_mismatched_sizes": True})
+    alien = [name for name in fresh if not _in_head(model, name)]
+    if alien:
+        what = f"lacks {len(alien)} weights of {type(model).__name__} below its head, such as {alien[0]}"
+        raise InputRejected(what, where=str(folder), hint="give the folder of a model of this architecture, whole")
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return model, [{"name": name, "file": shape, "model": shapes[name]} for name, shape in fresh.items()]
+
+
 def _load(kind: Any, config: Any, folder: Path) -> Any:
     """Loads the folder's weights; every weight of the class must be there. A pooler that is not there is left out of the model."""
     model, missing = _read(kind, config, folder, {})
     if missing and all("pooler" in name for name in missing):
         model, missing = _read(kind, config, folder, {"add_pooling_layer": False})
     if missing:
-        what = f"lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        what = f"lacks {len(missing)} weights of {type(model).__name__}, such as {next(iter(missing))}"
         raise InputRejected(what, where=str(folder), hint="name the task that these weights were trained for: model.task")
     return model
 
 
-def _read(kind: Any, config: Any, folder: Path, options: dict[str, Any]) -> tuple[Any, list[str]]:
+def _read(kind: Any, config: Any, folder: Path, options: dict[str, Any]) -> tuple[Any, dict[str, list[int] | None]]:
+    """Loads the folder's weights; also returns what of the model was not in it, with the shape it has there, or ``None``."""
     import torch
     from safetensors import SafetensorError
 
@@ -197,7 +230,8 @@ def _read(kind: Any, config: Any, folder: Path, options: dict[str, Any]) -> tupl
         )
     except (*CODE_ERRORS, SafetensorError) as error:
         raise InputRejected(f"its weights cannot be loaded: {first_line(error)}", where=str(folder), hint="save the model again") from error
-    return model, sorted({*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])})
+    missing = dict.fromkeys(told["missing_keys"]) | {name: list(shape) for name, shape, *_ in told["mismatched_keys"]}
+    return model, dict(sorted(missing.items()))
 
 
 def _outputs(model: Any, examples: Mapping[str, np.ndarray]) -> tuple[str, ...]:

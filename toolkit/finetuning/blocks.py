@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,9 @@ from toolkit.training import Finetune
 
 if TYPE_CHECKING:
     import torch
+
+
+_FRESH = "began_afresh"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ def blocks(model: torch.nn.Module) -> list[Block]:
     """Takes a model apart, in the order in which its modules are registered, which is that of its layers in all collections.
 
     Lists of layers are taken apart, and so is what holds one on the way to it; what is in a list is one block, and so is everything else.
-    The last block is the head.
+    The last block is the head; what before it begins afresh too, as some transformers have a layer of their own before the last one, is
+    part of it.
     """
     found: list[Block] = []
     seen: set[int] = set()
@@ -39,7 +43,23 @@ def blocks(model: torch.nn.Module) -> list[Block]:
         seen.update(map(id, fresh))
         if fresh:
             found.append(Block(name, fresh))
-    return found
+    return _with_fresh(found, model)
+
+
+def mark_fresh(model: torch.nn.Module, names: Iterable[str]) -> None:
+    """Notes which parameters of a model did not come with its weights, for :func:`blocks`."""
+    setattr(model, _FRESH, frozenset(names))
+
+
+def _with_fresh(found: list[Block], model: torch.nn.Module) -> list[Block]:
+    """Makes one block of the last one and those right before it of which nothing came with the weights."""
+    names: frozenset[str] = getattr(model, _FRESH, frozenset())
+    fresh = {id(one) for name, one in model.named_parameters(remove_duplicate=False) if name in names}
+    first = len(found) - 1
+    while first > 0 and fresh.issuperset(map(id, found[first - 1].parameters)):
+        first -= 1
+    joined = tuple(one for block in found[first:] for one in block.parameters)
+    return [*found[:first], Block(found[-1].name, joined)] if found else []
 
 
 def trained(found: list[Block], settings: Finetune, epoch: int) -> list[Block]:

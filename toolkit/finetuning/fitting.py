@@ -204,7 +204,9 @@ def _equip(trainer: Trainer, sample: Dataset, classes: int, project: Path) -> No
     """Gives a trainer what the settings ask for beyond the plain loop."""
     settings, caller = trainer.settings, trainer.caller
     variation.check(caller.tensors(sample), settings)
-    trainer.precision = precision.choose(settings.precision, caller.device.partition(":")[0])
+    # bfloat16 has steps as coarse as those of int8, which the rounding is to learn by.
+    asked = "float32" if settings.strategy == "qat" and settings.precision == "auto" else settings.precision
+    trainer.precision = precision.choose(asked, caller.device.partition(":")[0])
     if settings.teacher:
         trainer.teacher = distillation.teacher_of(settings.teacher, caller, project, settings.teacher_weight, settings.temperature)
         distillation.check_alike(trainer.teacher, caller.tensors(sample), classes)

@@ -97,7 +97,7 @@ class Trainer:
     _unread: deque[tuple[torch.Tensor, int, str]] = field(default_factory=deque, init=False)
     _loss_read: float = field(default=math.nan, init=False)
     _parts: int = field(default=1, init=False)
-    _pace: _Pace = field(default_factory=lambda: _Pace(), init=False)
+    _pace: Pace = field(default_factory=lambda: Pace(), init=False)
 
     def run(self, data: Dataset, train: np.ndarray, validation: np.ndarray, seed: int) -> list[Epoch]:
         """Trains and leaves the best epoch's weights in the model.
@@ -346,7 +346,7 @@ class Trainer:
         rate = self._pace.samples_per_second
         if rate:
             left = (self._total - at.done) * self.settings.batch_size / rate
-            told += [f"{rate:,.0f} samples/s, {_duration(left)} left"]
+            told += [f"{rate:,.0f} samples/s, {duration(left)} left"]
         self.progress(at.done, self._total, " ".join(told))
 
     def _diverged(self, what: str, where: str) -> StageFailed:
@@ -356,7 +356,7 @@ class Trainer:
 
 
 @dataclass
-class _Pace:
+class Pace:
     """How fast samples are trained on. The first step of each pass does not count: something may be compiled in it."""
 
     samples: int = 0
@@ -365,15 +365,18 @@ class _Pace:
 
     @property
     def samples_per_second(self) -> float:
+        """How fast it went; 0 before the second step."""
         return self.samples / self.seconds if self.seconds else 0.0
 
     def count(self, samples: int) -> None:
+        """Notes that a step of so many samples is done."""
         now = time.perf_counter()
         if self._since is not None:
             self.samples, self.seconds = self.samples + samples, self.seconds + now - self._since
         self._since = now
 
     def pause(self) -> None:
+        """Notes that something else begins."""
         self._since = None
 
 
@@ -382,7 +385,8 @@ def best(history: Sequence[Epoch]) -> int:
     return min(history, key=lambda one: (-one.validation_accuracy, one.validation_loss, one.epoch)).epoch
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Writes seconds as people say them: ``3 min 20 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

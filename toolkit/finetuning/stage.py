@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from toolkit.dataset import load
-from toolkit.errors import ConfigError
-from toolkit.factory import load_factory
-from toolkit.finetuning import curves
+from toolkit.finetuning import curves, models
 from toolkit.finetuning.fitting import Fitted, Run, fit
 from toolkit.job import Facts, Job
 from toolkit.training import Finetune
-from toolkit.weights import load_weights, save_weights
-
-if TYPE_CHECKING:
-    import torch
+from toolkit.weights import save_weights
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.json"
@@ -31,13 +27,14 @@ def run(job: Job) -> Facts:
     """Fine-tunes and writes ``weights.safetensors`` and ``training.json``.
 
     Args:
-        job: Inputs are ``project`` (folder of the factory), ``data`` (folder of the training split) and optionally ``weights``
-            (``.safetensors`` to start from). Options are the fields of :class:`toolkit.config.Finetune`, ``factory``
-            (``module:function``), ``seed``, ``classes`` (names: the model must have as many outputs; or a
-            number: at least as many) and perhaps ``outputs`` (names of the model's outputs; the first is trained).
+        job: Inputs are ``data`` (folder of the training split), perhaps ``project`` (folder of the factory, or of a teacher's) and
+            ``weights`` (to start from). Options are the fields of :class:`toolkit.training.Finetune`, ``factory`` (``module:function``) or
+            what :func:`toolkit.plugins.build` takes for a model of a collection, ``seed``, ``classes`` (names: the model must have as
+            many outputs; or a number: at least as many) and perhaps ``outputs`` (names of the model's outputs; the first is trained).
 
     Returns:
-        The facts of :class:`toolkit.finetuning.fitting.Fitted`, and ``pictures``: names of the files that show the run.
+        The facts of :class:`toolkit.finetuning.fitting.Fitted`, those of :func:`toolkit.finetuning.models.build`, and ``pictures``: names of
+        the files that show the run.
 
     Raises:
         ConfigError: The factory does not exist, or a freeze pattern matches nothing.
@@ -51,18 +48,25 @@ def run(job: Job) -> Facts:
         seed=int(options.get("seed", 0)),
         classes=options.get("classes"),
         outputs=tuple(options.get("outputs") or ()),
-        project=job.inputs["project"],
+        project=job.inputs.get("project", Path()),
         kept=job.kept,
         processes=int(options.get("processes", 1)),
         progress=job.progress,
     )
-    fitted = fit(lambda: _build(job), load(job.inputs["data"]), asked)
+    start: Facts = {}
+
+    def build() -> Any:
+        model, found = models.build(job)
+        start.update(found)
+        return model
+
+    fitted = fit(build, load(job.inputs["data"]), asked)
     save_weights(fitted.model, job.out / WEIGHTS)
     document = history_of(fitted)
     (job.out / TRAINING).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     pictures = curves.draw(fitted.history, document["best_epoch"], fitted.confusion, fitted.names, job.out)
-    notes = fitted.facts["notes"] + ([] if pictures else [_NO_PICTURES])
-    return {**fitted.facts, "pictures": pictures, "notes": notes}
+    notes = start["notes"] + fitted.facts["notes"] + ([] if pictures else [_NO_PICTURES])
+    return {**fitted.facts, "replaced": start["replaced"], "pictures": pictures, "notes": notes}
 
 
 def history_of(fitted: Fitted) -> dict[str, Any]:
@@ -76,17 +80,3 @@ def history_of(fitted: Fitted) -> dict[str, Any]:
         "confusion": fitted.confusion.tolist(),
         "epochs": [dataclasses.asdict(one) for one in fitted.history],
     }
-
-
-def _build(job: Job) -> torch.nn.Module:
-    import torch
-
-    spec = str(job.options["factory"])
-    model = load_factory(job.inputs["project"], spec)()
-    if not isinstance(model, torch.nn.Module):
-        raise ConfigError(
-            f"returned a {type(model).__name__}, expected a torch.nn.Module", where=f"factory {spec}", hint="fine-tuning needs a PyTorch model"
-        )
-    if "weights" in job.inputs:
-        load_weights(model, job.inputs["weights"])
-    return model

@@ -23,7 +23,7 @@ from toolkit.errors import ConfigError
 from toolkit.evidence import StageRecord
 from toolkit.finetuning import processes
 from toolkit.mistakes import explain
-from toolkit.pipeline import deliver
+from toolkit.pipeline import companions, deliver
 from toolkit.pipeline.export import ancestors
 from toolkit.pipeline.listener import Listener, Silent
 from toolkit.pipeline.plan import make_plan
@@ -150,12 +150,10 @@ def _project(project: Path, output: str | Path | None, store: Store | None, list
     deliver.mark_output(folder, plan.project.name)
     weights = folder / f"{plan.project.name}.safetensors"
     deliver.copy(trained.folder / "weights.safetensors", weights)
-    for name in ("training.json", *trained.facts.get("pictures", ())):
-        deliver.copy(trained.folder / name, folder / name)
+    pictures = companions.copy(results, folder)
     out = folder / f"{plan.project.name}.{plan.source_format}"
     program = deliver.deliver_model(captured, out, name=plan.project.name, format=plan.source_format, scheme="float32", parent_sha256="")
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    pictures = tuple(folder / name for name in trained.facts.get("pictures", ()))
+    training = json.loads((folder / companions.TRAINING).read_text(encoding="utf-8"))
     return Finetuned(weights=weights, program=program, training=training, pictures=pictures, facts=trained.facts, cached=trained.cached)
 
 

@@ -11,10 +11,12 @@ from toolkit.config import PROJECT_FILE, Conversion, Model, Parity
 from toolkit.errors import ConfigError
 from toolkit.mistakes import nearest
 from toolkit.pipeline.conversion import dynamic_option
-from toolkit.pipeline.steps import PARITY, PROJECT, Need, Step, audit, wire
+from toolkit.pipeline.steps import PARITY, PROJECT, Fact, Need, Step, audit, wire
 from toolkit.sources import variants
+from toolkit.training import Finetune
 
 STAGE = "toolkit.sources.stage:run"
+TRAINED = Need("finetune", "weights.safetensors")
 SAVED = "transformers"
 CONFIG = "config.json"
 
@@ -47,6 +49,27 @@ class Named:
         """A name for files: the last part of the model's own."""
         last = f"{self.folder.resolve().name}{self.model}" if self.folder else self.model.rstrip("/").rpartition("/")[2]
         return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in last).lstrip("._-") or "model"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a model of a collection is trained for.
+
+    Attributes:
+        classes: Names of the classes; those that step ``data`` finds where there are none.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The names as a stage's option, where they are known."""
+        return {"classes": list(self.classes)} if self.classes else {}
+
+    @property
+    def derived(self) -> dict[str, Fact]:
+        """The same option, where the data will tell."""
+        return {} if self.classes else {"classes": Fact("data", "class_names")}
 
 
 def find_named(text: str, folder: Path = Path()) -> Named | None:
@@ -110,23 +133,53 @@ def source_of(framework: str) -> plugins.Source:
 def from_factory(model: Model, folder: Path, parity: Parity, wanted: Conversion, *, tuned: bool, apart: tuple[Path, ...]) -> Step:
     """The project's model, captured as a program together with its outputs on real samples."""
     source = source_of(model.framework)
-    needs = {"data": PARITY} | ({"weights": Need("finetune", "weights.safetensors")} if tuned else {})
+    needs = {"data": PARITY} | ({"weights": TRAINED} if tuned else {})
     files = {PROJECT: folder} | ({"weights": folder / model.weights} if model.weights and not tuned else {})
     options = {"factory": model.factory, "framework": model.framework, **_common(model.outputs, parity, wanted, source)}
     return Step("source", STAGE, options, needs=needs, files=files, plugins=(source,), apart=apart)
 
 
-def from_name(model: Named, parity: Parity, wanted: Conversion, data: Need | Path | None, outputs: tuple[str, ...] = ()) -> Step:
-    """A model of a collection, built with its weights and captured like any other; without samples the collection makes some up."""
+def from_name(
+    model: Named, parity: Parity, wanted: Conversion, data: Need | Path | None, outputs: tuple[str, ...] = (), *, tuned: Tuned | None = None
+) -> Step:
+    """A model of a collection, built with its weights and captured like any other; without samples the collection makes some up.
+
+    A ``tuned`` one is built as for its training and gets the weights of step ``finetune``.
+    """
     source = model.source
     needs, files = wire("data", data) if data is not None else ({}, {})
-    files |= {"model": model.folder} if model.folder else {}
-    files |= {"weights": model.weights} if isinstance(model.weights, Path) else {}
-    weights = model.weights if isinstance(model.weights, str) else None
-    named = {"collection": model.collection, "model": model.model, "weights": weights, "task": model.task}
-    options = {**named, **_common(outputs, parity, wanted, source)}
-    used = (plugins.get("collections", model.collection), source)
-    return Step("source", STAGE, options, needs=needs, files=files, plugins=used, preload=plugins.preload(source))
+    needs |= {"tuned": TRAINED} if tuned else {}
+    named, own = _parts(model)
+    options = {**named, **_common(outputs, parity, wanted, source), **(tuned.options if tuned else {})}
+    used, derived = (plugins.get("collections", model.collection), source), tuned.derived if tuned else {}
+    return Step("source", STAGE, options, needs=needs, files=files | own, plugins=used, derived=derived, preload=plugins.preload(source))
+
+
+def train_by_name(
+    settings: Finetune, model: Named, tuned: Tuned, folder: Path, *, seed: int, outputs: tuple[str, ...], apart: tuple[Path, ...]
+) -> Step:
+    """The trained weights of a model of a collection. The project's code counts only where a teacher comes from it.
+
+    Raises:
+        ConfigError: It is no model of PyTorch.
+    """
+    source = model.source
+    if source.framework != "torch":
+        told = f"{model.collection} builds models of {source.framework}, and only those of PyTorch are fine-tuned by name"
+        raise ConfigError(told, where="model.name", hint="leave out [finetune]")
+    named, files = _parts(model)
+    files |= {PROJECT: folder} if settings.teacher not in (None, "start") else {}
+    return Step(
+        "finetune",
+        "toolkit.finetuning.stage:run",
+        {**settings.model_dump(mode="json"), **named, "seed": seed, "outputs": list(outputs), **tuned.options},
+        needs={"data": Need("data", "train")},
+        files=files,
+        plugins=(plugins.get("collections", model.collection), source),
+        derived=tuned.derived,
+        apart=apart,
+        resumable=True,
+    )
 
 
 def from_file(
@@ -147,6 +200,14 @@ def check_dynamic(source: plugins.Source, wanted: Conversion) -> None:
         ConfigError: It cannot.
     """
     variants.check_source(source, wanted.dynamic)
+
+
+def _parts(model: Named) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What tells a stage which model to build: options, and files by role."""
+    files = {"model": model.folder} if model.folder else {}
+    files |= {"weights": model.weights} if isinstance(model.weights, Path) else {}
+    weights = model.weights if isinstance(model.weights, str) else None
+    return {"collection": model.collection, "model": model.model, "weights": weights, "task": model.task}, files
 
 
 def _common(outputs: tuple[str, ...], parity: Parity, wanted: Conversion, source: plugins.Source | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from toolkit import display, intake, plugins, resources
 from toolkit.config import PROJECT_FILE, Conversion, Project, Recipe, Target
@@ -121,7 +122,7 @@ def make_plan(project: Project, folder: Path) -> Plan:
     candidates = _candidates(project, demands, source_format)
     quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
     preload = plugins.preload(origins.source_of(project.model.framework)) if project.model.factory else ()
-    chain = [steps.splits(project.data, folder, project.parity, task=project.task, seed=project.seed, apart=_apart(project, folder), preload=preload)]
+    chain = [steps.splits(project.data, folder, project.parity, **_of_samples(project, folder), apart=_apart(project, folder), preload=preload)]
     if recipe and any(candidate.scheme in plugins.quantizer(candidate.format, candidate.scheme).needs_calibration for candidate in quantized):
         chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data", "train")))
     chain += _source(project, folder, source_format)
@@ -133,6 +134,12 @@ def make_plan(project: Project, folder: Path) -> Plan:
     evaluations, rows = _evaluations(project, demands, candidates)
     on_this_machine = _measurements(project, rows, candidates)
     return Plan(project, folder, (*chain, *evaluations, *on_this_machine), tuple(candidates.values()), rows, source_format)
+
+
+def _of_samples(project: Project, folder: Path) -> dict[str, Any]:
+    """What the samples are read with, beside their own table."""
+    named = origins.named(project.model.name, folder) if project.model.name else None
+    return {"task": project.task, "seed": project.seed, "tokenizer": named.folder if named else None}
 
 
 def _all_there(project: Project, folder: Path) -> None:
@@ -213,7 +220,11 @@ def _source(project: Project, folder: Path, source_format: str) -> list[Step]:
         return [origins.from_file(folder / model.file, source_format, project.parity, wanted, steps.PARITY, model.outputs)]
     if model.name:
         named = replace(origins.named(model.name, folder), weights=origins.weights_of(model.weights, folder), task=model.task or project.task)
-        return [origins.from_name(named, project.parity, wanted, steps.PARITY, model.outputs)]
+        if not project.finetune:
+            return [origins.from_name(named, project.parity, wanted, steps.PARITY, model.outputs)]
+        tuned = origins.Tuned(project.data.classes)
+        train = origins.train_by_name(project.finetune, named, tuned, folder, seed=project.seed, outputs=model.outputs, apart=_apart(project, folder))
+        return [train, origins.from_name(named, project.parity, wanted, steps.PARITY, model.outputs, tuned=tuned)]
     apart = _apart(project, folder)
     source = origins.from_factory(model, folder, project.parity, wanted, tuned=project.finetune is not None, apart=apart)
     if not project.finetune:

@@ -13,7 +13,7 @@ from toolkit.config import load_project
 from toolkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, from_dict
 from toolkit.evidence import Evaluation, Report, Row, Training, Verdict, worst
 from toolkit.pipeline import baseline as baselines
-from toolkit.pipeline import deliver
+from toolkit.pipeline import companions, deliver
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import Candidate, Plan, RowPlan, make_plan
@@ -83,6 +83,7 @@ def run(
     results = _execute(plan, store, listener, jobs)
     report = _held(make_report(plan, results), plan, results, committed)
     artifacts = _deliver(plan, results, folder)
+    companions.copy(results, folder)
     write_reports(report, folder)
     return Run(report=report, artifacts=artifacts, folder=folder)
 

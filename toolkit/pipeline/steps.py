@@ -15,7 +15,11 @@ from toolkit import plugins
 from toolkit.config import Model, Parity, Recipe
 from toolkit.data_origin import Data
 from toolkit.evidence import Attempt
+from toolkit.finetuning import keras_stage
 from toolkit.training import Finetune
+
+TRAINERS = {"torch": "toolkit.finetuning.stage:run", "keras": "toolkit.finetuning.keras_stage:run"}
+"""The stage that trains a framework's models."""
 
 PROJECT = "project"
 """Role of a project's folder among a step's files: its code and everything beside it decide the output."""
@@ -132,10 +136,28 @@ def model_file(format: str) -> str:
     return f"model.{format}"
 
 
-def splits(data: Data, folder: Path, parity: Parity, *, task: str, seed: int, apart: tuple[Path, ...] = (), preload: tuple[str, ...] = ()) -> Step:
+def splits(
+    data: Data,
+    folder: Path,
+    parity: Parity,
+    *,
+    task: str,
+    seed: int,
+    apart: tuple[Path, ...] = (),
+    preload: tuple[str, ...] = (),
+    tokenizer: Path | None = None,
+) -> Step:
     """The training and evaluation samples, checked and stored as columns.
 
-    ``preload`` helps a factory whose file also builds the model: it imports that model's framework.
+    Args:
+        data: Where they come from.
+        folder: The project's folder.
+        parity: How many of them converted models are compared on.
+        task: What the model does.
+        seed: Seed of everything random.
+        apart: Files in the project's folder that are no part of its code.
+        preload: Framework of the model, which helps a factory whose file also builds the model.
+        tokenizer: That of the model's own folder, for texts that name no other.
     """
     options: dict[str, Any] = {"task": task, "seed": seed, "classes": list(data.classes), "parity_samples": parity.samples}
     if data.factory:
@@ -144,6 +166,12 @@ def splits(data: Data, folder: Path, parity: Parity, *, task: str, seed: int, ap
         return Step("data", "toolkit.samples.splits:run", options, files=files, apart=apart, preload=preload)
     given = {"train": data.train, "eval": data.eval}
     files = {role: folder / path for role, path in given.items() if path is not None}
+    options["reading"] = data.reading()
+    named = folder / data.tokenizer if data.tokenizer else tokenizer
+    if data.text and named is not None and named.is_dir():
+        files["tokenizer"] = named
+    elif data.text:
+        options["tokenizer"] = data.tokenizer
     return Step("data", "toolkit.samples.splits:run", options, files=files)
 
 
@@ -161,7 +189,13 @@ def calibration(recipe: Recipe, *, samples: int | None, seed: int, origin: Need 
 
 
 def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, classes: tuple[str, ...], apart: tuple[Path, ...]) -> Step:
-    """The trained weights."""
+    """The trained weights.
+
+    Raises:
+        ConfigError: A setting is not there for models of this framework.
+    """
+    if model.framework == "keras":
+        keras_stage.check(settings)
     files = {PROJECT: folder} | ({"weights": folder / model.weights} if model.weights else {})
     options = {**settings.model_dump(mode="json"), "factory": model.factory, "seed": seed, "outputs": list(model.outputs)}
     # Named classes ask for exactly as many outputs; without names the labels tell how many there are at least.
@@ -170,15 +204,20 @@ def finetune(settings: Finetune, model: Model, folder: Path, *, seed: int, class
         options["classes"] = list(classes)
     return Step(
         "finetune",
-        "toolkit.finetuning.stage:run",
+        TRAINERS[model.framework],
         options,
         needs={"data": Need("data", "train")},
         files=files,
-        plugins=(plugins.get("sources", "torch"),),
+        plugins=(plugins.get("sources", model.framework), *_engines(model.framework)),
         derived=derived,
         apart=apart,
         resumable=True,
     )
+
+
+def _engines(framework: str) -> tuple[plugins.Plugin, ...]:
+    """What computes for Keras, which has no arithmetic of its own: its version decides the weights too."""
+    return (plugins.get("runtimes", "tensorflow"),) if framework == "keras" else ()
 
 
 def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calibration: Need | None, *, layout: str | None = None) -> Step:

@@ -1,23 +1,27 @@
 """Stage: brings the training and the evaluation split into one form and refuses data that would make a figure worthless.
 
-Input is a factory of the project or two files; output are the folders ``train/`` and ``eval/`` (a lone ``eval/`` when
-there is nothing to train on), one ``.npy`` file per column, and ``parity/``: the few samples, without their answers, on
-which every converted model is compared with its source.
+Input is a factory of the project or files; output are the folders ``train/`` and ``eval/`` (a lone ``eval/`` when there is nothing to train
+on), one ``.npy`` file per column, and ``parity/``: the few samples, without their answers, on which every converted model is compared with
+its source. Beside them is what a device needs: names of classes, preprocessing, the tokenizer.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.dataset import LABEL, Dataset, answers, as_label, load, pieces
+from toolkit.data_origin import Data
+from toolkit.dataset import LABEL, Dataset, answers, as_label, pieces
 from toolkit.errors import InputRejected
 from toolkit.factory import load_factory
 from toolkit.job import Facts, Job
+from toolkit.samples import reading
 from toolkit.samples.checks import check_dtypes, check_finite, class_counts
 
 SPLITS = ("train", "eval")
@@ -28,43 +32,55 @@ def run(job: Job) -> Facts:
     """Reads, checks and writes the splits.
 
     Args:
-        job: Inputs are ``project`` (folder of the factory), or ``eval`` and optionally ``train`` (``.npz`` files or folders of
-            ``.npy`` files). Options: ``factory`` (``module:function``), ``task`` (the labels must be of its kind; any are taken
-            without), ``classes`` (names by index; empty takes any index), ``seed`` (set for Python's and NumPy's global generators
-            before the factory is called) and ``parity_samples``.
+        job: Inputs are ``project`` (folder of the factory), or ``eval``, ``train`` or both (see :mod:`toolkit.samples.reading`), and
+            ``tokenizer`` where it is a folder. Options: ``reading`` (how files are read), ``tokenizer`` (a hub id), ``factory``
+            (``module:function``), ``task`` (the labels must be of its kind; any are taken without), ``classes`` (names by index; empty
+            takes any index), ``seed`` (of a split that is made; set for Python's and NumPy's global generators before the factory is
+            called) and ``parity_samples``.
 
     Returns:
         ``n_train``, ``n_eval``, ``inputs`` (``dtype`` and ``shape`` of one sample by column), ``classes`` (how many),
         ``class_names``, ``per_class`` (by split and class name: samples, or the parts of samples that count where those are labelled;
-        empty where the labels are texts or token ids) and ``notes`` (worth knowing, not wrong).
+        empty where the labels are texts or token ids), ``notes`` (worth knowing, not wrong), and ``broken`` where pictures cannot be read.
 
     Raises:
         InputRejected: A split is empty or malformed, the two do not match, or they share samples.
         ConfigError: The factory does not exist.
         StageFailed: The factory raises.
     """
-    classes = tuple(job.options.get("classes") or ())
-    splits = _read(job)
-    for data in splits.values():
-        _check_split(data)
-        _check_label(data, classes, job.options.get("task"))
-    if "train" in splits:
-        _check_match(splits["train"], splits["eval"])
-        _check_overlap(splits["train"], splits["eval"])
-    for done, (name, data) in enumerate(splits.items()):
-        job.progress(done, len(splits), f"writing {name}")
-        data.write(job.out / name)
-    first = next(iter(splits.values())).take(slice(0, int(job.options.get("parity_samples", PARITY_SAMPLES))))
-    Dataset(first.columns, None, first.where).write(job.out / "parity")
-    return _facts(splits, classes)
+    with tempfile.TemporaryDirectory(prefix="edgekit-samples-") as scratch:
+        found = _read(job, Path(scratch))
+        splits, classes = found.splits, found.classes or tuple(job.options.get("classes") or ())
+        for data in splits.values():
+            _check_split(data)
+            _check_label(data, classes, job.options.get("task"))
+        if "train" in splits:
+            _check_match(splits["train"], splits["eval"])
+            _check_overlap(splits["train"], splits["eval"])
+        for done, (name, data) in enumerate(splits.items()):
+            job.progress(done, len(splits), f"writing {name}")
+            data.write(job.out / name)
+        first = next(iter(splits.values())).take(slice(0, int(job.options.get("parity_samples", PARITY_SAMPLES))))
+        Dataset(first.columns, None, first.where).write(job.out / "parity")
+        found.write(job.out)
+        facts = _facts(splits, classes)
+    facts["notes"] += found.notes
+    return {**facts, **({"broken": found.broken} if found.broken else {})}
 
 
-def _read(job: Job) -> dict[str, Dataset]:
-    if "project" not in job.inputs:
-        return {name: load(job.inputs[name]) for name in SPLITS if name in job.inputs}
+def _read(job: Job, scratch: Path) -> reading.Found:
+    seed = int(job.options.get("seed", 0))
+    if "project" in job.inputs:
+        return reading.Found(_from_factory(job, seed))
+    files = {name: job.inputs[name] for name in SPLITS if name in job.inputs}
+    tokenizer = job.inputs.get("tokenizer") or job.options.get("tokenizer")
+    settings = job.options.get("reading") or Data(eval=Path("eval")).reading()
+    return reading.read(files, settings, tuple(job.options.get("classes") or ()), seed, scratch, job.progress, tokenizer)
+
+
+def _from_factory(job: Job, seed: int) -> dict[str, Dataset]:
     spec = str(job.options["factory"])
     factory = load_factory(job.inputs["project"], spec)
-    seed = int(job.options.get("seed", 0))
     random.seed(seed)
     np.random.seed(seed % 2**32)
     found = factory()

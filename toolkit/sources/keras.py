@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import intake_keras, keras_models
+from toolkit import intake_keras, keras_models, keras_weights
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Arrays, Source
@@ -44,6 +44,22 @@ class KerasSource:
         """Whether ``model`` is a ``keras.Model``; never imports Keras, because a live model has done so already."""
         models = getattr(sys.modules.get("keras"), "Model", None)
         return isinstance(models, type) and isinstance(model, models)
+
+    def build(self, model: Any, examples: Arrays) -> None:
+        """Calls a model on one sample where it has no weights yet, so that :meth:`prepare` can load them."""
+        if not model.built:
+            keras = keras_models.use()
+            _call(model, model, {name: keras.ops.convert_to_tensor(column[:1]) for name, column in examples.items()})
+
+    def prepare(self, model: Any, weights: Path | None) -> Any:
+        """Loads ``weights`` (``.safetensors``, as fine-tuning writes them) strictly. Inference mode is said with each call.
+
+        Raises:
+            InputRejected: The weights do not fit the model.
+        """
+        if weights is not None:
+            keras_weights.load(model, weights)
+        return model
 
     def capture(self, model: Any, examples: Arrays, out: Path, *, outputs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
         """Writes the model to ``out`` and returns the live model's outputs, computed one sample at a time in inference mode.

@@ -15,7 +15,7 @@ import numpy as np
 
 from toolkit import dataset, intake, modelfile, plugins
 from toolkit.artifact import Signature, TensorSpec
-from toolkit.columns import check_columns, one_sample, random_samples
+from toolkit.columns import check_columns, check_named_like, one_sample, random_samples
 from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, ToolkitError
 from toolkit.factory import load_factory
@@ -32,7 +32,8 @@ def run(job: Job) -> Facts:
     Args:
         job: With option ``file``: inputs ``model`` and perhaps ``data`` (random samples otherwise), options ``format`` and ``runtime``.
             With option ``collection``: options ``model`` (its name there; after an input ``model``, a folder, only its part),
-            ``weights`` and ``task``, inputs ``data`` where there are samples and ``weights`` where they are a file. Otherwise: inputs
+            ``weights``, ``task`` and perhaps ``classes``, inputs ``data`` where there are samples, ``weights`` where they are a file, and
+            ``tuned`` (``.safetensors``) after a training for these classes. Otherwise: inputs
             ``project``, ``data`` and perhaps ``weights`` (``.safetensors``), options ``factory`` and perhaps ``framework``. ``data``
             is a folder or file of samples. All kinds: options ``samples``, how many of them are recorded, and perhaps ``outputs`` and
             ``dynamic``.
@@ -67,25 +68,23 @@ def _take_factory(job: Job, samples: Dataset) -> Facts:
     source = _source_for(model, job.options.get("framework"))
     plugins.require(source)
     job.progress(0, 2, f"{source.framework} model built")
+    if "weights" in job.inputs and hasattr(source, "build"):
+        source.build(model, samples.columns)
     model = _prepare(source, model, job.inputs.get("weights"))
     return _capture(job, source, model, samples, tuple(job.options.get("outputs") or ()))
 
 
 def _take_name(job: Job) -> Facts:
-    collection = plugins.get("collections", job.options["collection"])
-    plugins.require(collection)
-    weights = str(job.inputs["weights"]) if "weights" in job.inputs else job.options.get("weights")
-    model = f"{job.inputs.get('model', '')}{job.options.get('model') or ''}"
-    built = collection.build(model, weights=weights, task=job.options.get("task"))
+    collection, built = plugins.get("collections", job.options["collection"]), plugins.build(job.inputs, job.options)
     job.progress(0, 2, f"{collection.name} model built")
     source = _source_of(collection.framework)
     made_up = "data" not in job.inputs
     samples = Dataset(built.examples, None, "examples") if made_up else _samples(job)
-    _check_named_like(samples, built)
+    check_named_like(samples, built.examples)
     outputs = tuple(job.options.get("outputs") or built.outputs)
-    facts = _capture(job, source, _prepare(source, built.model, None), samples, outputs)
+    facts = _capture(job, source, _prepare(source, built.model, job.inputs.get("tuned")), samples, outputs)
     if made_up:
-        _check_varied(job.out / "expected" / "outputs", model)
+        _check_varied(job.out / "expected" / "outputs", f"{job.inputs.get('model', '')}{job.options.get('model') or ''}")
     notes = [*built.notes, *facts["notes"]]
     given = {"examples": "made up" if made_up else "given", "task": built.task, "labels": list(built.labels), "notes": notes}
     return {**facts, **given, "versions": {**plugins.versions(collection), **facts["versions"]}}
@@ -139,21 +138,6 @@ def _prepare(source: Any, model: Any, weights: Path | None) -> Any:
     if weights is not None:
         raise ConfigError(f"source {source.name!r} cannot load {weights.name}", where="weights", hint="load the weights in the factory")
     return model
-
-
-def _check_named_like(samples: Dataset, built: plugins.Built) -> None:
-    """Holds samples against the inputs that a collection's model is known to take; some of them may be left out, none renamed."""
-    columns, known = samples.columns, built.examples
-    unknown = [name for name in columns if name not in known]
-    if unknown or not columns:
-        hint = "name the arrays like the model's inputs"
-        raise InputRejected(f"columns are {sorted(columns)}, the model's inputs are {sorted(known)}", where=samples.where, hint=hint)
-    for name, column in columns.items():
-        made = known[name]
-        if column.ndim != made.ndim or column.dtype.kind != made.dtype.kind:
-            found, wanted = (f"[{' x '.join(map(str, one.shape[1:]))}] {one.dtype}" for one in (column, made))
-            hint = "prepare the samples with the transform the model was trained with"
-            raise InputRejected(f"column {name!r} has samples of {found}, the model takes {wanted} or the like", where=samples.where, hint=hint)
 
 
 def _check_varied(outputs: Path, model: str) -> None:
