@@ -426,6 +426,7 @@ def test_a_transformer_is_trained_merged_and_captured(project):
 
 
 def test_columns_that_the_model_does_not_know_are_told_before_training(project):
+    pytest.importorskip("optimum")
     project()
     ids = np.load(project.folder / "train.npz")["input_ids"]
     data = project.folder / "data"

@@ -347,6 +347,95 @@ factory = "m:build"
     assert step.options["reading"]["text"] == ["sentence"]
 
 
+def saved(folder: Path, names: list[str], first_seed: int) -> Path:
+    """Saves six pictures of "no", then six of "yes", whose indices follow the order of the names."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    for number in range(12):
+        draw(folder.parent / f"{folder.name}-raw" / f"{number}.png", first_seed + number)
+    raw = [{"bytes": (folder.parent / f"{folder.name}-raw" / f"{number}.png").read_bytes(), "path": None} for number in range(12)]
+    rows = {"image": raw, "label": [names.index("no")] * 6 + [names.index("yes")] * 6}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize("classes", [(), ("yes", "no")])
+def test_classes_of_saved_data_are_told_by_name_whatever_their_order(tmp_path, classes):
+    train, held = saved(tmp_path / "one", ["no", "yes"], 0), saved(tmp_path / "two", ["yes", "no"], 50)
+    facts, out = read(tmp_path, train=train, eval=held, classes=classes, image=Image(size=8))
+    for split in ("train", "eval"):
+        assert [facts["class_names"][index] for index in load(out / split).label] == ["no"] * 6 + ["yes"] * 6
+    assert not classes or tuple(facts["class_names"]) == classes
+
+
+def test_folders_whose_names_are_numbers_are_names(tmp_path):
+    for place, year in enumerate(("02", "2019")):
+        for number in range(5):
+            draw(tmp_path / "years" / year / f"{number}.png", 10 * place + number)
+    facts, out = read(tmp_path, train=tmp_path / "years", image=Image(size=8))
+    assert facts["class_names"] == ["02", "2019"]
+    assert set(load(out / "train").label.tolist()) == {0, 1}
+
+
+def test_sixteen_bits_are_scaled_and_32_are_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    PIL.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    PIL.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    settings = Image(size=8, mean=(0, 0, 0), std=(1, 1, 1)).resolved()
+    column, _, _ = pictures.numbers([tmp_path / "deep.png"], ["deep.png"], settings, tmp_path / "x.npy", lambda *_: None)
+    np.testing.assert_allclose(column[0], np.broadcast_to(ramp / 65535, (3, 8, 8)), atol=0.51 / 255)
+    with pytest.raises(InputRejected, match="range is unknown"):
+        pictures.numbers([tmp_path / "float.tif"], ["float.tif"], settings, tmp_path / "y.npy", lambda *_: None)
+
+
+def test_a_narrow_picture_does_not_fill_the_memory(tmp_path):
+    PIL.new("RGB", (1, 20_000)).save(tmp_path / "narrow.png")
+    with pytest.raises(InputRejected, match="too narrow") as caught:
+        pictures.numbers([tmp_path / "narrow.png"], ["n"], Image().resolved(), tmp_path / "x.npy", lambda *_: None, where="scans")
+    assert caught.value.where == "scans"
+
+
+def test_the_stored_split_lists_the_rows_that_were_kept(animals, tmp_path):
+    whole = (animals / "cat" / "3.png").read_bytes()
+    (animals / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
+    with PIL.open(animals / "dog" / "1.png") as opened:
+        for level in range(1, 5):  # the same pixels in other bytes
+            opened.save(animals / "dog" / f"copy{level}.png", compress_level=level)
+    _, out = read(tmp_path, train=animals, image=Image(size=8))
+    stored = json.loads((out / "split.json").read_text())
+    assert len(stored["eval"]) > 0
+    settings = Image(size=8).resolved()
+    for split, names in stored.items():
+        held = load(out / split)
+        wanted, _, _ = pictures.numbers([animals / name for name in names], names, settings, tmp_path / f"{split}.npy", lambda *_: None)
+        np.testing.assert_array_equal(held.columns["image"], wanted)
+        assert held.label.tolist() == [int(name.startswith("dog")) for name in names]
+
+
+def test_empty_values_of_saved_data_are_told(tmp_path, tokenizer):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a", None] * 6, "label": [0, 1] * 6}).save_to_disk(tmp_path / "texts")
+    with pytest.raises(InputRejected, match=r"column 'text' is empty in row 2"):
+        read(tmp_path, train=tmp_path / "texts", text="text", tokenizer=str(tokenizer))
+
+
+def test_numbers_that_begin_at_one_need_names(tmp_path, tokenizer):
+    words = ("good", "film", "bad", "plot", "dull", "fine", "year")
+    rows = [(f"{words[row % 7]} {words[row // 7]}", str(1 + row % 5)) for row in range(40)]
+    file, options = table(tmp_path / "stars.csv", rows), {"text": "sentence", "label": "mood", "tokenizer": str(tokenizer)}
+    with pytest.raises(InputRejected, match="classes 1 to 5 and none that is 0") as refused:
+        read(tmp_path, train=file, **options)
+    assert 'data.classes = ["1", "2", "3", "4", "5"]' in refused.value.hint
+    read(tmp_path, "named", ("1", "2", "3", "4", "5"), train=file, **options)
+    assert Counter(load(tmp_path / "named" / "eval").label.tolist() + load(tmp_path / "named" / "train").label.tolist()) == dict.fromkeys(range(5), 8)
+
+
+def test_a_table_without_a_column_of_texts_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text("sentence,label\na,0\nb,1\n")
+    with pytest.raises(InputRejected, match=r"data\.text names no column"):
+        read(tmp_path, train=tmp_path / "t.csv")
+
+
 def test_brain_scans_are_read(tmp_path):
     if not MRI.is_dir():
         pytest.skip("../shared/data is not here")

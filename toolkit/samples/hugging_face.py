@@ -32,7 +32,7 @@ class Saved:
         group: The column of what stays on one side of a split.
 
     Attributes:
-        labels: The class of each sample.
+        labels: The class of each sample; by name where the data set tells names, as another one may have them in another order.
         classes: Names of the classes, where the data set tells them.
         groups: The group of each sample.
 
@@ -45,25 +45,35 @@ class Saved:
         self._data, self._where, self._texts = _open(path, split), str(path), list(texts)
         names = list(self._data.column_names)
         check_columns(names, [label, *texts, *([group] if group else ())], self._where)
-        self.labels: list[Any] = list(self._data[label])
         self.classes = tuple(getattr(self._data.features[label], "names", None) or ())
-        self.groups: list[Hashable] | None = list(self._data[group]) if group else None
+        self.labels: list[Any] = [self._named(one) for one in self._filled(label)]
+        self.groups: list[Hashable] | None = self._filled(group) if group else None
         if not self._texts:
             self._column = self._picture_column(names)
 
     def texts(self) -> list[list[Any]]:
         """Returns the texts, by column."""
-        return [list(self._data[name]) for name in self._texts]
+        return [self._filled(name) for name in self._texts]
 
-    def pictures(self, rows: np.ndarray) -> list[Any]:
+    def pictures(self, rows: np.ndarray) -> list[bytes]:
         """Returns some pictures, encoded as they were saved."""
         found = [self._encoded[int(row)][self._column] for row in rows]
-        return [one["bytes"] if one["bytes"] is not None else Path(one["path"]) for one in found]
+        # One without bytes is broken: save_to_disk stores them, and a path in a data set may point anywhere.
+        return [(one or {}).get("bytes") or b"" for one in found]
 
     def contents(self) -> list[Hashable]:
         """Returns what is equal for copies of one picture."""
-        pictures = self.pictures(np.arange(len(self.labels)))
-        return [hashlib.sha256(one if isinstance(one, bytes) else one.read_bytes()).hexdigest() for one in pictures]
+        return [hashlib.sha256(one).hexdigest() for one in self.pictures(np.arange(len(self.labels)))]
+
+    def _filled(self, column: str) -> list[Any]:
+        values = list(self._data[column])
+        row = next((row for row, value in enumerate(values) if value is None or value == ""), None)
+        if row is not None:
+            raise InputRejected(f"column {column!r} is empty in row {row + 1}", where=self._where, hint="fill it in, or remove the row")
+        return values
+
+    def _named(self, label: Any) -> Any:
+        return self.classes[label] if self.classes and 0 <= label < len(self.classes) else label
 
     def _picture_column(self, names: Sequence[str]) -> str:
         import datasets

@@ -61,7 +61,12 @@ def group_of(pattern: str, name: str, where: str) -> str:
 
 
 def numbers(
-    pictures: Sequence[Path | bytes], names: Sequence[str], settings: dict[str, Any], out: Path, progress: Progress
+    pictures: Sequence[Path | bytes],
+    names: Sequence[str],
+    settings: dict[str, Any],
+    out: Path,
+    progress: Progress,
+    where: str = "pictures",
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
     """Reads pictures into one array on disk.
 
@@ -71,6 +76,7 @@ def numbers(
         settings: :meth:`toolkit.data_origin.Image.resolved`.
         out: The ``.npy`` file to write.
         progress: Callback ``(done, total, note)``.
+        where: What they come from, for messages.
 
     Returns:
         The pictures ``[n x c x h x w] float32``, mapped; which of those given they are ``[n] int64``; and those that cannot be read, each with
@@ -97,7 +103,7 @@ def numbers(
             progress(number, len(pictures), f"reading pictures, {number} of {len(pictures)}")
     if len(broken) > MOST_BROKEN * len(pictures):
         told = "; ".join(f"{one['name']}: {one['reason']}" for one in broken[:3])
-        raise InputRejected(f"{len(broken)} of {len(pictures)} pictures cannot be read: {told}", where=str(out.stem), hint="mend or remove them")
+        raise InputRejected(f"{len(broken)} of {len(pictures)} pictures cannot be read: {told}", where=where, hint="mend or remove them")
     return column[: len(kept)], np.array(kept, np.int64), broken
 
 
@@ -115,7 +121,7 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         "dtype": "float32",
         "steps": [
             "decode, and turn upright as EXIF says",
-            "convert to RGB" if settings["channels"] == 3 else "convert to grey",
+            "divide 16-bit values by 257, and " + ("convert to RGB" if settings["channels"] == 3 else "convert to grey"),
             f"resize ({settings['resize']}) to {settings['height']} x {settings['width']}, bilinear, antialiased, as Pillow's BILINEAR",
             "divide by 255, subtract mean, divide by std",
         ],
@@ -140,9 +146,20 @@ def _prepared(picture: Path | bytes, settings: dict[str, Any]) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-            fitted = _fitted(ImageOps.exif_transpose(opened).convert(mode), settings)
+            fitted = _fitted(ImageOps.exif_transpose(_of_bytes(opened)).convert(mode), settings)
     values = np.asarray(fitted, np.float32).reshape(settings["height"], settings["width"], -1) / 255
     return ((values - np.array(settings["mean"], np.float32)) / np.array(settings["std"], np.float32)).transpose(2, 0, 1)
+
+
+def _of_bytes(picture: Any) -> Any:
+    """Returns a picture whose values are 0..255; Pillow would cut those of 16 bits, such as medical scans have, instead of scaling them."""
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its values are 32-bit numbers (mode {picture.mode}), whose range is unknown; save it with 8 or 16 bits")
+    return picture
 
 
 def _fitted(picture: Any, settings: dict[str, Any]) -> Any:
@@ -153,7 +170,10 @@ def _fitted(picture: Any, settings: dict[str, Any]) -> Any:
         return picture.resize((width, height), Image.Resampling.BILINEAR)
     ratios = (width / picture.width, height / picture.height)
     ratio = max(ratios) if settings["resize"] == "crop" else min(ratios)
-    resized = picture.resize((max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))), Image.Resampling.BILINEAR)
+    size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
+    if Image.MAX_IMAGE_PIXELS and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too narrow: resized, it would have {size[0]} x {size[1]}")
+    resized = picture.resize(size, Image.Resampling.BILINEAR)
     if settings["resize"] == "crop":
         left, top = (resized.width - width) // 2, (resized.height - height) // 2
         return resized.crop((left, top, left + width, top + height))

@@ -33,7 +33,7 @@ class Listing:
         labels: The class of each, by name or index.
         groups: What is equal for samples that must stay on one side of a split.
         read: Reads some of them: the columns, which of those asked for they are, and those that cannot be read.
-        classes: Names of the classes, where the files tell them by index.
+        classes: Names of the classes, where the files or folders tell them.
     """
 
     where: str
@@ -112,10 +112,12 @@ def read(
         only = listings["train"]
         rows = dict(zip(("train", "eval"), divide(only.labels, only.groups, settings["eval_share"], seed, only.where), strict=True))
         listings = {"train": only, "eval": only}
-        found.split = {name: [only.names[row] for row in chosen] for name, chosen in rows.items()}
     broken: dict[str, list[dict[str, str]]] = {}
+    made_here = len(files) == 1 and "train" in files
     for name, listing in listings.items():
         columns, kept, broken[name] = listing.read(rows[name])
+        if made_here:
+            found.split[name] = [listing.names[row] for row in rows[name][kept]]
         labels = [listing.labels[row] for row in rows[name][kept]]
         found.splits[name] = Dataset(columns, _indices(labels, found.classes, listing.where), f"{name} split of {listing.where}")
     found.broken = {name: pictures.told(one) for name, one in broken.items() if one}
@@ -143,9 +145,15 @@ def _drop_repeated(found: Found) -> None:
     held = set(found.splits["eval"].digests())
     train = found.splits["train"]
     kept = np.array([row for row, digest in enumerate(train.digests()) if digest not in held], np.int64)
-    if len(kept) < len(train):
-        found.notes.append(f"{len(train) - len(kept)} training samples are in the evaluation split too, from other files; they were left out")
-        found.splits["train"] = train.take(kept)
+    if len(kept) == len(train):
+        return
+    found.notes.append(f"{len(train) - len(kept)} training samples are in the evaluation split too, from other files; they were left out")
+    for place, row in enumerate(kept):  # in place, as the column may be larger than memory
+        for column in train.columns.values():
+            column[place] = column[row]
+    columns = {name: column[: len(kept)] for name, column in train.columns.items()}
+    found.splits["train"] = Dataset(columns, None if train.label is None else train.label[kept], train.where)
+    found.split["train"] = [found.split["train"][row] for row in kept]
 
 
 def _holds_arrays(path: Path) -> bool:
@@ -155,7 +163,7 @@ def _holds_arrays(path: Path) -> bool:
 
 
 def _holds_texts(path: Path, settings: Mapping[str, Any]) -> bool:
-    return bool(settings["text"]) if hugging_face.is_saved(path) else path.is_file()
+    return bool(settings["text"]) and (path.is_file() or hugging_face.is_saved(path))
 
 
 def _listing(path: Path, name: str, settings: Mapping[str, Any], scratch: Path, progress: Progress, tokenizer: Tokenizer | None) -> Listing:
@@ -177,10 +185,12 @@ def _folder(folder: Path, split: str, settings: Mapping[str, Any], scratch: Path
 
     def read(rows: np.ndarray) -> Columns:
         out = scratch / f"{split}-{len(rows)}-{int(rows[0]) if len(rows) else 0}.npy"
-        column, kept, broken = pictures.numbers([files[row] for row in rows], [names[row] for row in rows], image, out, progress)
+        chosen = [files[row] for row in rows]
+        column, kept, broken = pictures.numbers(chosen, [names[row] for row in rows], image, out, progress, where=str(folder))
         return {image["column"]: column}, kept, broken
 
-    return Listing(str(folder), names, [name.partition("/")[0] for name in names], groups, read)
+    labels = [name.partition("/")[0] for name in names]
+    return Listing(str(folder), names, labels, groups, read, tuple(dict.fromkeys(labels)))
 
 
 def _table(file: Path, settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> Listing:
@@ -214,23 +224,32 @@ def _saved(path: Path, split: str, settings: Mapping[str, Any], scratch: Path, p
 
     def read(rows: np.ndarray) -> Columns:
         out = scratch / f"{split}-{len(rows)}-{int(rows[0]) if len(rows) else 0}.npy"
-        column, kept, broken = pictures.numbers(opened.pictures(rows), [names[row] for row in rows], image, out, progress)
+        column, kept, broken = pictures.numbers(opened.pictures(rows), [names[row] for row in rows], image, out, progress, where=str(path))
         return {image["column"]: column}, kept, broken
 
     return Listing(str(path), names, opened.labels, opened.groups or opened.contents(), read, opened.classes)
 
 
 def _classes(listings: Sequence[Listing], given: Sequence[str]) -> tuple[str, ...]:
-    """Names of the classes: those given, those that files tell, or those that occur, in order."""
+    """Names of the classes: those given, those that files tell, or those that occur, in order.
+
+    Raises:
+        InputRejected: The classes are numbers from one on, which may be indices that lack one, or names.
+    """
     if given:
         return tuple(given)
-    known = next((one.classes for one in listings if one.classes), ())
+    known = tuple(dict.fromkeys(name for one in listings for name in one.classes))
     if known:
         return known
     labels = {_plain(label) for one in listings for label in one.labels}
-    if all(isinstance(label, int) for label in labels):
-        return tuple(str(index) for index in range(1 + max(label for label in labels if isinstance(label, int))))
-    return tuple(sorted(map(str, labels)))
+    numbers = sorted(label for label in labels if isinstance(label, int))
+    if len(numbers) < len(labels):
+        return tuple(sorted(map(str, labels)))
+    if numbers[0] != 0:
+        names = ", ".join(f'"{number}"' for number in numbers[:10]) + (", ..." if len(numbers) > 10 else "")
+        hint = f"name the classes in their order: data.classes = [{names}]"
+        raise InputRejected(f"has classes {numbers[0]} to {numbers[-1]} and none that is 0", where=listings[0].where, hint=hint)
+    return tuple(str(index) for index in range(1 + numbers[-1]))
 
 
 def _indices(labels: Sequence[Any], classes: Sequence[str], where: str) -> np.ndarray:
