@@ -74,7 +74,8 @@ def _mobilenet() -> tuple[Any, dict[str, np.ndarray]]:
     from torchvision.models import mobilenet_v2
 
     torch.manual_seed(0)
-    return mobilenet_v2(weights=None).eval(), {"image": np.random.default_rng(0).random((SAMPLES, 3, 224, 224), dtype=np.float32)}
+    mosaics = np.random.default_rng(0).random((SAMPLES, 3, 28, 28), dtype=np.float32).repeat(8, 2).repeat(8, 3)
+    return mobilenet_v2(weights=None).eval(), {"image": mosaics}
 
 
 def _distilbert() -> tuple[Any, dict[str, np.ndarray]]:
@@ -93,5 +94,5 @@ def _distilbert() -> tuple[Any, dict[str, np.ndarray]]:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
     torch.manual_seed(0)
-    words = np.random.default_rng(0).integers(0, VOCABULARY, (SAMPLES, SEQUENCE))
+    words = np.minimum(np.random.default_rng(0).zipf(1.3, (SAMPLES, SEQUENCE)), VOCABULARY - 1)
     return Logits().eval(), {"input_ids": words, "attention_mask": np.ones_like(words)}

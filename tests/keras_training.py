@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.keras_training_models import blobs, numpy_forward
 from toolkit import keras_models, keras_weights, plugins
-from toolkit.dataset import Dataset
+from toolkit.dataset import Dataset, hold_out
 from toolkit.errors import ToolkitError
 from toolkit.finetuning import keras_checkpoint, keras_loop, keras_parts, keras_stage, recipe
 from toolkit.job import Job
@@ -40,7 +40,7 @@ def learns(folder):
     told = []
     facts, out = train(folder, progress=lambda *one: told.append(one))
     _, other = train(folder)
-    _, held = recipe.hold_out(blobs().label, 5)
+    _, held = hold_out(blobs().label, 5)
     scores = numpy_forward(arrays(out), blobs().columns["x"][held])
     training = json.loads((out / "training.json").read_text())
     return {
@@ -66,7 +66,7 @@ def plain_loop(folder):
     optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay, epsilon=1e-8, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1))
-    rows, _ = recipe.hold_out(data.label, 5)
+    rows, _ = hold_out(data.label, 5)
     generator, done, curve = np.random.default_rng(5), 0, []
     steps = settings.epochs * len(recipe.batches(rows, 16))
     for _ in range(settings.epochs):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from toolkit.errors import ToolkitError
     from toolkit.evidence import Benchmark, Envelope, Evaluation, Profile, Report, Row, Verdict
     from toolkit.figures import Change, Latency, Metric
+    from toolkit.pipeline.audit import Audit, audit_model
     from toolkit.pipeline.baseline import load_baseline, update_baseline
     from toolkit.pipeline.doctor import Diagnosis, doctor
     from toolkit.pipeline.envelope import envelope
@@ -48,6 +49,7 @@ _HOMES = {
     "toolkit.evidence": ("Benchmark", "Envelope", "Evaluation", "Profile", "Report", "Row", "Verdict"),
     "toolkit.figures": ("Change", "Latency", "Metric"),
     "toolkit.limits": ("Budgets",),
+    "toolkit.pipeline.audit": ("Audit", "audit_model"),
     "toolkit.pipeline.baseline": ("load_baseline", "update_baseline"),
     "toolkit.pipeline.doctor": ("Diagnosis", "doctor"),
     "toolkit.pipeline.envelope": ("envelope",),
@@ -70,6 +72,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Artifact",
+    "Audit",
     "Benchmark",
     "Budgets",
     "Change",
@@ -96,6 +99,7 @@ __all__ = [
     "ToolkitError",
     "Tuned",
     "Verdict",
+    "audit_model",
     "benchmark",
     "check",
     "check_golden",

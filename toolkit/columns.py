@@ -89,8 +89,25 @@ def _check_shape(column: np.ndarray, spec: TensorSpec, where: str) -> None:
         raise InputRejected(
             f"column {spec.name!r} has samples of shape {list(found)}, the model's input takes {list(wanted)}",
             where=where,
-            hint="prepare the samples with the transform the model was trained with",
+            hint=_shape_hint(found, wanted),
         )
+
+
+def _shape_hint(found: tuple[int, ...], wanted: tuple[int | str, ...]) -> str:
+    """Says what turns one shape into the other, where it is only the layout that differs."""
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(wanted) and all(isinstance(size, str) or size == have for size, have in zip(wanted, shape, strict=True))
+
+    axes = list(range(1, len(found) + 1))
+    if len(found) > 1 and fits((found[-1], *found[:-1])):
+        return f"the samples have their channels last, the model takes them first: numpy.transpose(x, {(0, axes[-1], *axes[:-1])})"
+    if len(found) > 1 and fits((*found[1:], found[0])):
+        return f"the samples have their channels first, the model takes them last: numpy.transpose(x, {(0, *axes[1:], 1)})"
+    places = [axis for axis in range(len(wanted)) if fits((*found[:axis], 1, *found[axis:]))]
+    if places:
+        return f"an axis of size 1 is missing: numpy.expand_dims(x, {places[0] + 1})"
+    return "prepare the samples with the transform the model was trained with"
 
 
 def _check_dtype(column: np.ndarray, spec: TensorSpec, where: str) -> None:

@@ -16,7 +16,7 @@ from toolkit import sizes
 from toolkit.artifact import Frozen
 from toolkit.data_origin import Data
 from toolkit.errors import ConfigError
-from toolkit.limits import NUMBER_PATTERN, Budgets, Count, Fraction, Number, Positive
+from toolkit.limits import NUMBER_PATTERN, WITH_TWIN, Budgets, Count, Fraction, Number, Positive
 from toolkit.metrics import CLASSIFICATION, TASKS, scale
 from toolkit.mistakes import NAME_PATTERN, FactoryName, explain
 from toolkit.training import Finetune
@@ -32,8 +32,21 @@ Task = Literal[
     "text-generation",
     "automatic-speech-recognition",
 ]
-Scheme = Literal["float32", "float16", "dynamic_wi8", "weight_only_wi8", "static_wi8_ai8"]
+Method = Literal["min_max", "moving_average", "percentile", "entropy", "mse"]
+Rung = Literal["range_method", "per_channel", "equalization", "bias_correction", "smooth_quant", "adaround", "keep_float", "qat"]
+Scheme = Literal[
+    "float32",
+    "float16",
+    "dynamic_wi8",
+    "weight_only_wi8",
+    "weight_only_wi4",
+    "static_wi8_ai8",
+    "static_wi8_ai16",
+    "static_wi4_ai8",
+]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+AUTO = "auto"
+Asked = Literal["auto"] | Scheme
 
 Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -82,6 +95,7 @@ class Recipe(Frozen):
         method: How activation ranges are computed.
         per_channel: One scale per output channel of a weight instead of one for all.
         value_range: Values outside of it are refused; ``None`` accepts any finite value.
+        allow_noise: Whether random samples are accepted, for models that take noise.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -91,9 +105,10 @@ class Recipe(Frozen):
     samples: Count = 128
     min_samples: Count = 8
     selection: Literal["stratified", "random"] = "stratified"
-    method: Literal["min_max"] = "min_max"
+    method: Method = "min_max"
     per_channel: Flag = True
     value_range: tuple[Number, Number] | None = None
+    allow_noise: Flag = False
 
 
 class Model(Frozen):
@@ -140,6 +155,22 @@ class Calibration(Frozen):
 
     recipe: str | None = None
     samples: Count | None = None
+
+
+class Quantization(Frozen):
+    """How quantized files are repaired, and what their scheme is chosen on.
+
+    Attributes:
+        repair: Whether a file that loses more than ``budgets.max_drop`` is repaired, rung by rung.
+        rungs: What may be tried, always in this order.
+        search: Samples that repairs and ``auto`` are chosen on; rows of the training split that calibration does not use by default.
+        search_samples: How many of them.
+    """
+
+    repair: Flag = True
+    rungs: tuple[Rung, ...] = get_args(Rung)
+    search: Path | None = None
+    search_samples: Count = 512
 
 
 class Parity(Frozen):
@@ -225,7 +256,7 @@ class Project(Frozen):
         task: What the model does.
         seed: Seed of everything random.
         targets: Names of shipped targets, or paths to ``.toml`` files.
-        schemes: Number formats to make; ``float32`` is the twin that others are compared with.
+        schemes: Number formats to make; ``float32`` is the twin that others are compared with, ``auto`` chooses one.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -233,11 +264,12 @@ class Project(Frozen):
     task: Task
     seed: Annotated[int, Field(strict=True)] = 0
     targets: tuple[str, ...] = Field(min_length=1)
-    schemes: tuple[Scheme, ...] = Field(default=("float32", "static_wi8_ai8"), min_length=1)
+    schemes: tuple[Asked, ...] = Field(default=("float32", "static_wi8_ai8"), min_length=1)
     data: Data
     model: Model
     finetune: Finetune | None = None
     calibration: Calibration = Calibration()
+    quantize: Quantization = Quantization()
     convert: Conversion = Conversion()
     parity: Parity = Parity()
     metrics: Metrics = Metrics()
@@ -248,7 +280,7 @@ class Project(Frozen):
     def _consistent(self) -> Project:
         if self.finetune and (self.model.file or self.model.framework not in ("torch", "keras")):
             raise ValueError("finetune needs model.name, or model.factory of a PyTorch or Keras model; all others are used as they are")
-        for name in ("max_size_ratio", "max_latency_ratio"):
+        for name in WITH_TWIN:
             if getattr(self.budgets, name) is not None and self.schemes == ("float32",):
                 raise ValueError(f"budgets.{name} compares with the float twin, and schemes has nothing else: it could never fail")
         check_metrics(self.task, self.metrics, self.budgets)
@@ -256,9 +288,9 @@ class Project(Frozen):
             raise ValueError(f"finetune knows {', '.join(CLASSIFICATION)}; the task is {self.task}")
         if len(set(self.targets)) < len(self.targets) or len(set(self.schemes)) < len(self.schemes):
             raise ValueError("targets and schemes must not repeat")
-        needs_train = self.finetune is not None or any(scheme.startswith("static") for scheme in self.schemes)
+        needs_train = self.finetune is not None or any(scheme.startswith("static") or scheme == AUTO for scheme in self.schemes)
         if needs_train and self.data.eval and not self.data.train:
-            raise ValueError("finetune and static schemes need data.train: calibration never touches the evaluation split")
+            raise ValueError("finetune, auto and static schemes need data.train: calibration never touches the evaluation split")
         return self
 
 

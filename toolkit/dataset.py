@@ -159,6 +159,35 @@ _ANSWERS = {
 }
 
 
+def hold_out(label: np.ndarray, seed: int, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Splits rows into training and validation, every class in its share.
+
+    Rows are sorted by class, shuffled inside each, and every tenth is held out (systematic sampling), so that each class
+    gives its tenth give or take one. The first row of every class is always trained on.
+
+    Args:
+        label: Class of every row ``[n] int64``.
+        seed: Seed of the shuffling.
+        every: One of how many rows is held out.
+
+    Returns:
+        Training rows and validation rows, ascending.
+
+    Raises:
+        InputRejected: No class has two samples.
+    """
+    generator = np.random.default_rng(seed)
+    shuffled = [generator.permutation(np.flatnonzero(label == one)) for one in np.unique(label)]
+    candidates = np.concatenate([rows[1:] for rows in shuffled])
+    if not len(candidates):
+        raise InputRejected(
+            f"no class has two samples among {len(label)}", where="train split", hint="fine-tuning holds out a tenth to choose the best epoch"
+        )
+    every = min(every, len(candidates))
+    held = np.sort(candidates[every // 2 :: every])
+    return np.setdiff1d(np.arange(len(label)), held), held
+
+
 def laid_out(columns: Mapping[str, np.ndarray], layout: str | None) -> dict[str, np.ndarray]:
     """Puts the channels of image inputs last, where a model wants them there.
 

@@ -29,6 +29,7 @@ from toolkit.figures import (
     show_name,
     show_size,
 )
+from toolkit.suspects import Slower
 
 
 class Verdict(StrEnum):
@@ -99,6 +100,7 @@ class Benchmark(Frozen):
         memory: Memory of a fresh process; ``None`` when not measured.
         roofline: The floor of this model on this CPU; ``None`` when its operators cannot be counted.
         curve: Throughput by batch size and thread count; empty when not asked for.
+        slower: What makes it slower than its float twin; ``None`` where it was not measured to be.
         notes: What was asked for and could not be measured, and why not to rely on what was.
     """
 
@@ -110,6 +112,7 @@ class Benchmark(Frozen):
     memory: Memory | None = None
     roofline: Roofline | None = None
     curve: tuple[CurvePoint, ...] = ()
+    slower: Slower | None = None
     notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
@@ -211,6 +214,8 @@ class Row(Frozen):
         cold: Load time and first inference in fresh processes.
         memory: Memory of a fresh process.
         roofline: The floor of this model on this CPU.
+        made: How the file came about where something was chosen or repaired, a sentence each.
+        slower: What makes it slower than its float twin; ``None`` where it was not measured to be.
         cached: Whether every deterministic stage behind this row came from the store.
         verdict: The worst of the findings, or *fail* when a stage failed.
         reason: One sentence that explains the verdict.
@@ -235,6 +240,8 @@ class Row(Frozen):
     cold: ColdStart | None = None
     memory: Memory | None = None
     roofline: Roofline | None = None
+    made: tuple[str, ...] = ()
+    slower: Slower | None = None
     cached: bool = False
     verdict: Verdict
     reason: str
@@ -267,7 +274,7 @@ class StageRecord(Frozen):
 
     Attributes:
         step: Identifier of the step, for example ``convert:onnx``.
-        status: ``done``, ``cached``, ``failed`` or ``skipped`` (something it needs failed).
+        status: ``done``, ``cached``, ``failed``, ``skipped`` (something it needs failed) or ``unneeded`` (nothing called for it).
         key: Full SHA-256 of the step's canonical inputs; empty when it was never reached or is never cached.
         seconds: Wall time spent now.
         error: The error of a failed step: ``code``, ``message``, ``where``, ``hint``.
@@ -275,7 +282,7 @@ class StageRecord(Frozen):
     """
 
     step: str
-    status: Literal["done", "cached", "failed", "skipped"]
+    status: Literal["done", "cached", "failed", "skipped", "unneeded"]
     key: str = ""
     seconds: float = 0.0
     error: dict[str, str] | None = None

@@ -58,19 +58,24 @@ def _rate_limit(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Sense:
-    """Where a limit decides anything: below ``low`` nothing holds it, above ``high`` nothing misses it."""
+    """Where a limit decides anything: of a largest value, below ``low`` nothing holds it, above ``high`` nothing misses it.
+
+    Of a smallest value (``least``) it is the other way round.
+    """
 
     low: float
-    never_passes: str
+    too_low: str
     high: float
-    never_fails: str
+    too_high: str
     remedy: str
+    least: bool = False
 
     def problem(self, value: float) -> str:
         """Says why a limit decides nothing; empty when it does."""
-        if value < self.low:
-            return f"{self.never_passes}, so this could never pass; {self.remedy}"
-        return f"{self.never_fails}, so this could never fail; {self.remedy}" if value > self.high else ""
+        if self.low <= value <= self.high:
+            return ""
+        never = "pass" if (value < self.low) is not self.least else "fail"
+        return f"{self.too_low if value < self.low else self.too_high}, so this could never {never}; {self.remedy}"
 
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -125,6 +130,10 @@ class MetricBudget(Frozen):
         return ""
 
 
+WITH_TWIN = ("max_size_ratio", "max_latency_ratio", "min_speedup")
+"""Budgets that compare a file with its float twin of the same format."""
+
+
 class Budgets(Frozen):
     """Limits that the evidence is held against; an absent one is not checked.
 
@@ -135,6 +144,7 @@ class Budgets(Frozen):
         max_size_ratio: Largest size of a quantized file over its float twin.
         max_latency_p90_ms: Largest 90th percentile of one inference, in milliseconds, on whatever stands in for the target.
         max_latency_ratio: Largest median time over the float twin's, timed in turns: ``1.05`` allows 5 % more, ``0.8`` asks for 20 % less.
+        min_speedup: Smallest median time of the float twin over this file's, timed in turns: ``1.2`` asks for 1.2 times as fast.
         max_peak_memory_mb: Largest peak of private memory of a fresh process, on top of the interpreter, in MB (10^6 bytes).
         metrics: Limits of single metrics, by name.
     """
@@ -145,6 +155,7 @@ class Budgets(Frozen):
     max_size_ratio: Positive | None = None
     max_latency_p90_ms: Positive | None = None
     max_latency_ratio: Positive | None = None
+    min_speedup: Positive | None = None
     max_peak_memory_mb: Positive | None = None
     metrics: dict[str, MetricBudget] = Field(default_factory=dict)
 
@@ -185,6 +196,7 @@ _SENSE = {
     "max_size_ratio": _Sense(0.05, "8 of 32 bits are a quarter", 2, "a quantized file is never twice its float twin", "for percent write 0.35"),
     "max_latency_p90_ms": _Sense(1e-4, "this is below the clock's resolution", 3.6e6, "a stage is ended after an hour", "the unit is milliseconds"),
     "max_latency_ratio": _Sense(0.01, "no scheme is 100 times as fast", 100, "nobody would wait for it", "1.05 allows 5 % more time"),
+    "min_speedup": _Sense(0.01, "nobody would wait for it", 100, "no scheme is 100 times as fast", "1.2 asks for 1.2 times as fast", least=True),
     "max_peak_memory_mb": _Sense(0.004096, "this is less than a page", 1e6, "no machine has as much", "the unit is MB (10^6 bytes)"),
 }
 

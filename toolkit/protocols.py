@@ -182,14 +182,16 @@ class Quantizer(Plugin, Protocol):
         schemes: Schemes it can produce.
         needs_calibration: Those of them that need calibration samples.
 
-    A quantizer may also have ``methods``, the calibration methods it knows; without it, ``min_max`` is the only one.
+    A quantizer may also have ``methods``, the calibration methods it knows; without it, ``min_max`` is the only one. ``keeps_float``, true
+    where it follows the option ``keep_float``; ``takes_statistics``, true where it takes ranges from the option ``statistics``. ``source``,
+    the format of the captured program that it starts from in place of the model, which the option ``program`` then names.
     """
 
     format: str
     schemes: tuple[str, ...]
     needs_calibration: tuple[str, ...]
 
-    def quantize(self, model: Path, out: Path, *, scheme: str, calibration: Dataset | None, options: Mapping[str, Any]) -> None:
+    def quantize(self, model: Path, out: Path, *, scheme: str, calibration: Dataset | None, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Reads ``model`` and writes ``out``.
 
         Args:
@@ -197,7 +199,11 @@ class Quantizer(Plugin, Protocol):
             out: The file to write.
             scheme: One of ``schemes``.
             calibration: Samples named like the model's inputs; ``None`` when the scheme needs none.
-            options: The calibration recipe's fields that steer a quantizer: ``method``, ``per_channel``.
+            options: The calibration recipe's fields that steer a quantizer: ``method``, ``per_channel``. And ``keep_float``, names of
+                layers that stay float; ``statistics``, a file of :class:`toolkit.quantization.statistics.Statistics`; ``program``.
+
+        Returns:
+            Perhaps ``kept_float``, names of all layers that stay float, and ``why`` those do that were not asked for.
         """
 
 

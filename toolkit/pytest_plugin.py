@@ -318,7 +318,9 @@ def _judged(budgets: Mapping[str, Any], target: str, baseline: str | Path | None
 
 def _needing_reference(limits: Budgets) -> str:
     """Names the first budget that compares with a float model; empty when there is none."""
-    own = [name for name in ("max_drop", "max_size_ratio", "max_latency_ratio") if getattr(limits, name) is not None]
+    from toolkit.limits import WITH_TWIN
+
+    own = [name for name in ("max_drop", *WITH_TWIN) if getattr(limits, name) is not None]
     of_metrics = [
         f"metrics.{name}.{key}" for name, limit in limits.metrics.items() for key in ("max_drop", "max_rise") if getattr(limit, key) is not None
     ]
@@ -327,9 +329,9 @@ def _needing_reference(limits: Budgets) -> str:
 
 def _float_twin(model: Path) -> Path | None:
     """Names the float file beside a quantized one, as Edgekit calls its files: ``NAME.SCHEME.FORMAT``."""
-    from toolkit.config import SCHEMES
+    from toolkit.config import AUTO, SCHEMES
 
-    parts = re.fullmatch(rf"(.+)\.({'|'.join(SCHEMES)})(\.\w+)", model.name)
+    parts = re.fullmatch(rf"(.+)\.({'|'.join((AUTO, *SCHEMES))})(\.\w+)", model.name)
     if parts is None or parts[2] == "float32":
         return None
     return model.with_name(f"{parts[1]}.float32{parts[3]}")

@@ -38,7 +38,8 @@ def live():
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).random((400, 1, 8, 8), dtype=np.float32)
+    noise = np.random.default_rng(0).random((400, 1, 8, 8), dtype=np.float32)
+    return noise * np.linspace(0.5, 1, 8, dtype=np.float32)  # brighter to the right: plain noise is refused
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import __main__ as runner
 from benchmarks import raw_digits, run
 from benchmarks.figures import Cost, Figure, Samples, differences, ratios, timed, turns
+from toolkit.dataset import hold_out
 from toolkit.finetuning import recipe
 from toolkit.samples.calibration import choose
 
@@ -81,7 +82,7 @@ def test_different_work_is_not_compared(tmp_path):
 
 def test_the_script_by_hand_takes_the_same_rows_and_rates():
     label = np.random.default_rng(1).integers(0, 10, 897)
-    for mine, theirs in zip(raw_digits.hold_out(label), recipe.hold_out(label, raw_digits.SEED), strict=True):
+    for mine, theirs in zip(raw_digits.hold_out(label), hold_out(label, raw_digits.SEED), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     rows = choose(len(label), label, raw_digits.CALIBRATION_SAMPLES, raw_digits.SEED)
     np.testing.assert_array_equal(raw_digits.stratified(label, raw_digits.CALIBRATION_SAMPLES), rows)

@@ -30,6 +30,7 @@ SCALES = {
     "max_size_ratio": (0.05, 2.0),
     "max_latency_p90_ms": (0.01, 100.0),
     "max_latency_ratio": (0.01, 100.0),
+    "min_speedup": (100.0, 0.01),
     "max_peak_memory_mb": (0.01, 1000.0),
 }
 

@@ -239,3 +239,10 @@ def test_a_kept_program_is_handed_over_once(tmp_path):
     program, _ = capture(tmp_path, lambda scale, x: {"y": x * scale}, x=X)
     kept = pt2.load(program, keep=True)
     assert pt2.load(program) is kept and pt2.load(program) is not kept
+
+
+def test_a_layout_of_pictures_needs_a_picture(tmp_path):
+    program, signature = capture(tmp_path, lambda scale, x: x * scale, x=np.ones((2, 2), np.float32))
+    options = {"route": "torch_litert", "signature": signature.model_dump(mode="json"), "layout": "channels_last"}
+    with pytest.raises(ConfigError, match=r"layout 'channels_last' is for inputs of four axes, found x \[1 x 2\] float32"):
+        stage.run(Job({"program": program}, options, tmp_path / "out"))

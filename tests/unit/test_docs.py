@@ -41,6 +41,7 @@ TABLES = {
     "Project: `[model]`": config.Model,
     "Project: `[finetune]`": training.Finetune,
     "Project: `[calibration]`": config.Calibration,
+    "Project: `[quantize]`": config.Quantization,
     "Project: `[convert]`": config.Conversion,
     "Project: `[parity]`": config.Parity,
     "Project: `[metrics]`": config.Metrics,
@@ -106,7 +107,7 @@ def default_of(field) -> str:
     if value is None:
         return "none"
     if value == config.SCHEMES:
-        return "all five"
+        return "all eight"
     return f"`{json.dumps(value, default=lambda model: model.model_dump(exclude_none=True, exclude_defaults=True))}`"
 
 

@@ -197,3 +197,17 @@ def test_a_resumable_step_finds_what_a_killed_one_left(tmp_path):
     assert len(list((tmp_path / "unfinished").glob("*/steps"))) == 1
     assert execute(chain, store)["a"].facts["steps"] == 3
     assert not list((tmp_path / "unfinished").iterdir()), "what is finished leaves nothing"
+
+
+def test_a_step_that_nothing_calls_for_is_skipped_and_nothing_is_wrong(tmp_path):
+    chain = [
+        step("a", options={"append": "A"}),
+        step("rest", needs={"text": Need("a", "text.txt")}, options={"append": "R"}, only_if=(Fact("a", "length"),)),
+        step("behind", needs={"text": Need("rest", "text.txt")}, options={"append": "B"}),
+        step("either", needs={"text": Need("a", "text.txt"), "other": Need("behind", "text.txt")}, options={"append": "E"}, partial=True),
+    ]
+    results = execute(chain, Store(tmp_path))
+    assert statuses(results) == {"a": "done", "rest": "unneeded", "behind": "unneeded", "either": "done"}
+    assert all(result.error is None for result in results.values())
+    longer = [step("0", options={"append": "0"}), replace(chain[0], needs={"text": Need("0", "text.txt")}), *chain[1:]]
+    assert set(statuses(execute(longer, Store(tmp_path))).values()) <= {"done", "cached"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.dataset import Dataset
+from toolkit.dataset import Dataset, hold_out
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
 from toolkit.finetuning import blocks, calling, checkpoint, fitting, loop, recipe, stage
 from toolkit.job import Job
@@ -91,7 +91,7 @@ def test_learns_a_separable_problem_and_writes_the_best_epoch(project):
 def test_validation_figures_are_those_of_the_written_weights(project):
     data = blobs(seed=2)
     facts, out = project(data=data, epochs=2)
-    _, held = recipe.hold_out(data.label, SMALL["seed"])
+    _, held = hold_out(data.label, SMALL["seed"])
     logits, label = forward(tensors(out), data.columns["x"][held]), data.label[held]
     loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(label)), label])
     best = json.loads((out / "training.json").read_text())["epochs"][facts["best_epoch"] - 1]
@@ -298,13 +298,13 @@ def test_schedule_is_that_of_pytorch():
 
 def test_hold_out_takes_a_tenth_of_every_class():
     label = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [200, 57, 9, 1]))
-    train, held = recipe.hold_out(label, seed=1)
+    train, held = hold_out(label, seed=1)
     assert sorted([*train, *held]) == list(range(len(label)))
     for one, size in enumerate(np.bincount(label)):
         assert abs((label[held] == one).sum() - size / 10) <= 1
         assert (label[train] == one).any()
-    np.testing.assert_array_equal(held, recipe.hold_out(label, seed=1)[1])
-    assert not np.array_equal(held, recipe.hold_out(label, seed=2)[1])
+    np.testing.assert_array_equal(held, hold_out(label, seed=1)[1])
+    assert not np.array_equal(held, hold_out(label, seed=2)[1])
 
 
 @given(st.integers(1, 70), st.integers(1, 20))

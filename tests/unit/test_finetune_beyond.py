@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import toolkit
-from toolkit.dataset import Dataset
+from toolkit.dataset import Dataset, hold_out
 from toolkit.errors import ConfigError, InputRejected, SetupError, StageFailed
-from toolkit.finetuning import calling, distillation, fitting, loop, precision, recipe, variation
+from toolkit.finetuning import calling, distillation, fitting, loop, precision, variation
 from toolkit.training import Finetune
 
 torch = pytest.importorskip("torch")
@@ -292,7 +292,7 @@ def test_a_live_model_is_trained_where_it_is():
     tuned = toolkit.finetune(net, {"x": data.columns["x"], "label": data.label}, classes=["low", "high"], epochs=5, learning_rate=0.02)
     assert tuned.model is net
     assert tuned.training["classes"] == ["low", "high"]
-    rows, held = recipe.hold_out(data.label, 0)
+    rows, held = hold_out(data.label, 0)
     answers = net(torch.from_numpy(data.columns["x"][held])).argmax(dim=1).numpy()
     assert tuned.facts["validation_accuracy"] == {"value": (answers == data.label[held]).mean(), "n": len(held)}
     assert np.sum(tuned.training["confusion"]) == len(held) == 100 - len(rows)

@@ -49,6 +49,8 @@ NEVER_PASSES, NEVER_FAILS = "could never pass", "could never fail"
         ({"max_latency_p90_ms": 1e7}, NEVER_FAILS),
         ({"max_latency_ratio": 0.001}, NEVER_PASSES),
         ({"max_latency_ratio": 105}, NEVER_FAILS),
+        ({"min_speedup": 0.001}, NEVER_FAILS),
+        ({"min_speedup": 120}, NEVER_PASSES),
         ({"max_peak_memory_mb": 0.001}, NEVER_PASSES),
         ({"max_peak_memory_mb": 50_000_000}, NEVER_FAILS),
         ({"metrics": {"roc_auc": {"min": 0}}}, NEVER_FAILS),

@@ -24,6 +24,7 @@ from toolkit.artifact import Signature, TensorSpec
 from toolkit.audit.element_types import element_bits
 from toolkit.audit.onnx_nodes import read_nodes
 from toolkit.audit.onnx_types import STANDARD_DOMAINS, domain_of, dtype_name, int_attribute, label
+from toolkit.audit.structure import structure
 from toolkit.contents import Contents, Layer
 from toolkit.errors import InputRejected
 
@@ -69,7 +70,7 @@ class OnnxReader:
     """The reader behind ``edgekit inspect model.onnx`` and the audit of ONNX files."""
 
     name = "onnx"
-    version = 2
+    version = 3
     modules = ("onnx",)
     distributions = ("onnx",)
     extra = "edgekit[onnx]"
@@ -163,6 +164,7 @@ def _contents(path: Path) -> Contents:
         weight_bytes=dict(weight_bytes),
         layers=tuple(walk.layers),
         nodes=found.nodes,
+        structure=structure("onnx", found.nodes),
         arena_bytes=found.arena_bytes,
         details=_details(model, walk) | ({"macs": found.note} if found.note else {}),
     )
@@ -267,14 +269,29 @@ def _layer(node: Any, scope: _Scope) -> Layer:
         weight_dtype=" and ".join(dtypes) or COMPUTED,
         activation_dtype=DYNAMIC if operands.dynamic else _activation(node, data, operands.zero_point, scope),
         weight_bytes=sum(stored.size_bytes for stored in weights),
+        scales=max((_scales(node, position, scope) for position in (*operands.weights, *([0] if data else []))), default=0),
     )
 
 
 def _weight(node: Any, position: int, scope: _Scope) -> _Stored | None:
     if position >= len(node.input):
         return None
-    found, name, _ = scope.origin(node.input[position], _WEIGHT_PATH)
+    found, name, made_by = scope.origin(node.input[position], _WEIGHT_PATH)
+    if made_by is not None and made_by.op_type == "Mul" and found.constant(made_by.input[1]):  # integers times their scale
+        found, name, _ = found.origin(made_by.input[0], _WEIGHT_PATH)
     return found.stored.get(name)
+
+
+def _scales(node: Any, position: int, scope: _Scope) -> int:
+    """Counts the scales of integer weights: those of ``DequantizeLinear`` on their way, or the operator's own behind them."""
+    if position >= len(node.input):
+        return 0
+    found, _, made_by = scope.origin(node.input[position], _RESHAPING | {"Cast"})
+    scale = made_by.input[1] if made_by is not None and made_by.op_type == "DequantizeLinear" and found.constant(made_by.input[0]) else ""
+    if node.op_type in ("QLinearConv", "QLinearMatMul", "QGemm"):
+        found, scale = scope, node.input[position + 1]
+    stored = found.constant(scale) if scale else None
+    return stored.size_bytes * 8 // element_bits(stored.dtype) if stored and element_bits(stored.dtype) else 0
 
 
 def _activation(node: Any, data: int, zero_point: int | None, scope: _Scope) -> str:

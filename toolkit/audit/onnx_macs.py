@@ -53,6 +53,11 @@ def _product(node: Any, shape: Shapes) -> int:
     return prod(shape(node.output[0])) * first[-2 if int_attribute(node, "transA", 0) else -1]
 
 
+def _packed_product(node: Any, shape: Shapes) -> int:
+    """Weights of ``N`` columns; shape inference does not know the output of ONNX Runtime's own operator."""
+    return prod(shape(node.input[0])) * int_attribute(node, "N", 0)
+
+
 def _packed_attention(node: Any, shape: Shapes) -> int:
     """``Attention`` of ONNX Runtime: input ``[b x s x d]``, weights ``[d x 3h]``: the projection, then both products."""
     batch, sequence, width = shape(node.input[0])
@@ -98,7 +103,8 @@ _COUNTS: dict[str, Callable[[Any, Shapes], int]] = {
     "QLinearConv": _convolution(3),
     "ConvTranspose": _transposed_convolution,
     **dict.fromkeys(("Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat"), _product),
-    **dict.fromkeys(("DynamicQuantizeMatMul", "QLinearMatMul", "MatMulNBits", "GemmFastGelu"), _product),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "QLinearMatMul", "GemmFastGelu"), _product),
+    "MatMulNBits": _packed_product,
     "Attention": _any_attention,
     "QAttention": _packed_attention,
     "MultiHeadAttention": _attention,

@@ -108,6 +108,8 @@ class _Graph:
         if not given or not node.output:
             return
         source, result = given[0], node.output[0]
+        if node.op_type == "QuantizeLinear" and len(node.input) > 2:  # shape inference does not know ONNX Runtime's own
+            self.dtypes.setdefault(result, self.dtypes.get(node.input[2], "uint8"))
         if node.op_type in _VIEWS or (node.op_type == "DequantizeLinear" and result not in self.outputs):
             self.home[result] = source
         elif node.op_type == "QuantizeLinear" and source in self.producer and consumers[source] == 1 and source not in self.outputs:
@@ -143,6 +145,7 @@ class _Graph:
             name=node.name or next(iter(outputs), ""),
             operator=label(node),
             layer=layer,
+            inputs=tuple(name for name in node.input if name and name not in self.constants),
             outputs=outputs,
             macs=count,
             moved_bytes=self._moved(node, outputs),
@@ -244,6 +247,9 @@ def _infer(model: Any) -> tuple[bool, Any]:
     graph = skeleton.graph
     graph.name = "main"
     graph.node.extend(model.graph.node)
+    for node in graph.node:
+        if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # shapes as the standard's
+            node.domain = ""
     stored = {tensor.name for tensor in model.graph.initializer}
     graph.input.extend(value for value in model.graph.input if value.name not in stored)
     free = _fix_sizes(graph.input)

@@ -21,6 +21,7 @@ from toolkit import modelfile
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.audit import tflite_nodes
 from toolkit.audit.damage import reading
+from toolkit.audit.structure import structure
 from toolkit.contents import Contents, Layer, Node
 
 DYNAMIC = "dynamic int8"
@@ -46,7 +47,7 @@ class TfliteReader:
     """The reader behind ``edgekit inspect model.tflite`` and the audit of TFLite files."""
 
     name = "tflite"
-    version = 2
+    version = 3
     modules = ("ai_edge_litert",)
     distributions = ("ai-edge-litert",)
     extra = "edgekit[litert]"
@@ -64,12 +65,13 @@ class TfliteReader:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor; ``buffer`` is the index of its stored data, 0 when it is computed."""
+    """One tensor; ``buffer`` is the index of its stored data, 0 when it is computed; ``scales`` counts its scales."""
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     buffer: int
+    scales: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _contents(path: Path) -> Contents:
         weight_bytes=dict(weight_bytes),
         layers=tuple(_layer(operator, graph, file.stored) for graph in file.graphs for operator in graph.operators if operator.name in _LAYERS),
         nodes=nodes,
+        structure=structure("tflite", nodes),
         arena_bytes=arena,
         details=file.details() | ({"macs": note} if note else {}),
     )
@@ -183,7 +186,8 @@ class _File:
         buffer = tensor.Buffer()
         if buffer not in self.stored:
             raise ValueError(f"a tensor uses buffer {buffer:,} of {len(self.stored)}")
-        return _Tensor(_text(tensor.Name()), self._types[tensor.Type()].lower(), shape, buffer if self.stored[buffer] else 0)
+        scales = tensor.Quantization().ScaleLength() if tensor.Quantization() else 0
+        return _Tensor(_text(tensor.Name()), self._types[tensor.Type()].lower(), shape, buffer if self.stored[buffer] else 0, scales)
 
     def main_nodes(self) -> tuple[tuple[Node, ...], int | None, str]:
         """Reads the main graph's operators; see :func:`toolkit.audit.tflite_nodes.read_nodes`."""
@@ -234,6 +238,7 @@ def _layer(operator: _Operator, graph: _Graph, stored: Mapping[int, int]) -> Lay
         weight_dtype=" and ".join(dtypes) or COMPUTED,
         activation_dtype=_activation(graph.at(operator, data), graph, direct=any(t.dtype in _INTEGERS and not passed for t, passed in found)),
         weight_bytes=sum(stored[tensor.buffer] for tensor, _ in found),
+        scales=max((tensor.scales for tensor, _ in found if tensor.dtype in _INTEGERS), default=0),
     )
 
 

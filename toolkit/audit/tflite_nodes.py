@@ -122,6 +122,7 @@ def _node(operator: Operator, layer: str, macs: int, graph: Graph) -> Node:
         name=next(iter(outputs), ""),
         operator=operator.name,
         layer=layer,
+        inputs=tuple(graph.tensors[index].name for index in operator.inputs if index >= 0 and index not in graph.constant),
         outputs=outputs,
         macs=macs,
         moved_bytes=_moved(operator, graph),

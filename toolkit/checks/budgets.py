@@ -15,12 +15,12 @@ from toolkit.checks.samples import forecast, samples_for_agreement, samples_for_
 from toolkit.checks.verdicts import Judgement, by_interval, conclude, exactly, missing
 from toolkit.evidence import Finding, Verdict, worst
 from toolkit.figures import Change, Latency, Memory, Metric, show_difference, show_name, show_size, show_value
-from toolkit.limits import Budgets, MetricBudget
+from toolkit.limits import WITH_TWIN, Budgets, MetricBudget
 from toolkit.metrics import loss, scale
 from toolkit.stats.proportions import proportion_interval
+from toolkit.suspects import Slower
 
 _GUESSING = "the reference does no better than guessing on these samples, so that no loss could show; check labels and samples"
-_WHAT_HAS_A_TWIN = ("max_size_ratio", "max_latency_ratio")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Evidence:
         memory: Memory of a fresh process.
         size_bytes: Size of the model file.
         float_size_bytes: Size of its float twin in the same format.
+        slower: What it is that makes the file slower than its float twin; ``None`` where it was not measured to be.
         own_twin: Whether the file is its own float twin, so that no ratio to one is asked.
     """
 
@@ -43,6 +44,7 @@ class Evidence:
     memory: Memory | None = None
     size_bytes: int | None = None
     float_size_bytes: int | None = None
+    slower: Slower | None = None
     own_twin: bool = False
 
     @property
@@ -87,7 +89,7 @@ def row_verdict(findings: Sequence[Finding]) -> tuple[Verdict, str]:
 def _judgements(budgets: Budgets, evidence: Evidence) -> Iterator[tuple[str, Judgement]]:
     for name, check in CHECKS.items():
         limit = getattr(budgets, name)
-        if limit is not None and not (evidence.own_twin and name in _WHAT_HAS_A_TWIN):
+        if limit is not None and not (evidence.own_twin and name in WITH_TWIN):
             yield name, check(limit, evidence)
     for name, limits in budgets.metrics.items():
         for key in MetricBudget.model_fields:
@@ -201,6 +203,7 @@ CHECKS: dict[str, Callable[..., Judgement]] = {
     "max_size_bytes": _max_size_bytes,
     "max_size_ratio": _max_size_ratio,
     "max_latency_p90_ms": lambda limit, evidence: latency_checks.max_p90(limit, evidence.latency),
-    "max_latency_ratio": lambda limit, evidence: latency_checks.max_ratio(limit, evidence.latency),
+    "max_latency_ratio": lambda limit, evidence: latency_checks.max_ratio(limit, evidence.latency, evidence.slower),
+    "min_speedup": lambda limit, evidence: latency_checks.min_speedup(limit, evidence.latency, evidence.slower),
     "max_peak_memory_mb": _max_peak_memory_mb,
 }

@@ -14,6 +14,7 @@ from toolkit.checks.verdicts import Judgement, by_interval, conclude, missing
 from toolkit.evidence import Verdict
 from toolkit.figures import Latency
 from toolkit.stats.proportions import Interval
+from toolkit.suspects import RESPONSIBLE, Slower, show_suspects
 
 # The largest of n times is above the 90th percentile with probability 1 - 0.9**n; with fewer, no time bounds it from above.
 P90_RUNS = math.ceil(math.log(TAIL) / math.log(0.9))
@@ -38,15 +39,72 @@ def max_p90(limit_ms: float, latency: Latency | None) -> Judgement:
     return verdict, reason
 
 
-def max_ratio(limit: float, latency: Latency | None) -> Judgement:
-    """Holds the median over the float twin's against a limit."""
+def max_ratio(limit: float, latency: Latency | None, slower: Slower | None = None) -> Judgement:
+    """Holds the median over the float twin's against a limit.
+
+    Args:
+        limit: Largest allowed ratio.
+        latency: What was measured.
+        slower: Which operators make the file slower than its twin, where it is; a failure names them.
+    """
     if latency is None or latency.ratio_to_float is None:
         return missing("latency beside the float twin", f"allowed {limit:.3f} of its median")
     if latency.ratio_low is None or latency.ratio_high is None:
         facts = f"median latency {latency.ratio_to_float:.3f} of the float twin's over {latency.n:,} runs; allowed {limit:.3f}"
         return conclude(Verdict.INCONCLUSIVE, facts, "a single round tells nothing about the spread of rounds: measure longer")
     figure = (latency.ratio_to_float, latency.ratio_low, latency.ratio_high)
-    return decide(latency, figure, limit, f"{ratio_facts(latency)}; allowed {limit:.3f}")
+    return _because(decide(latency, figure, limit, f"{ratio_facts(latency)}; allowed {limit:.3f}"), slower)
+
+
+def min_speedup(limit: float, latency: Latency | None, slower: Slower | None = None) -> Judgement:
+    """Holds the float twin's median over this file's against a smallest speed-up.
+
+    It decides as :func:`max_ratio` does at the limit's inverse, so that both say the same of one measurement.
+
+    Args:
+        limit: Smallest allowed speed-up.
+        latency: What was measured.
+        slower: Which operators make the file slower than its twin, where it is; a failure names them.
+    """
+    asked = f"at least {limit:.3f} times asked"
+    if latency is None or latency.ratio_to_float is None:
+        return missing("latency beside the float twin", asked)
+    if latency.ratio_low is None or latency.ratio_high is None:
+        facts = f"{_speedup(latency.ratio_to_float):.3f} times as fast as the float twin over {latency.n:,} runs; {asked}"
+        return conclude(Verdict.INCONCLUSIVE, facts, "a single round tells nothing about the spread of rounds: measure longer")
+    figure = (latency.ratio_to_float, latency.ratio_low, latency.ratio_high)
+    return _because(decide(latency, figure, 1 / limit, f"{speedup_facts(latency)}; {asked}"), slower)
+
+
+def is_slower(latency: Latency | None) -> bool:
+    """Whether a file was slower than its float twin: the ratio's interval, widened to the machine's noise, lies above 1.
+
+    That much is worth saying on a noisy machine too, where no limit is judged.
+    """
+    if latency is None or latency.ratio_to_float is None or latency.ratio_low is None or latency.ratio_high is None:
+        return False
+    least, _ = widen((latency.ratio_to_float, latency.ratio_low, latency.ratio_high), latency.noise)
+    return least > 1
+
+
+def speedup_facts(latency: Latency) -> str:
+    """Spells out the float twin's median over this file's with interval, number of inferences and noise."""
+    if latency.ratio_to_float is None or latency.ratio_low is None or latency.ratio_high is None:
+        raise ValueError("there is no ratio to a float twin")
+    where = f" on {latency.stand_in}" if latency.stand_in else ""
+    interval = f"[{_speedup(latency.ratio_high):.3f}, {_speedup(latency.ratio_low):.3f}]"
+    return f"{_speedup(latency.ratio_to_float):.3f} {interval} times as fast as the float twin over {latency.n:,} runs{where}{_noise(latency)}"
+
+
+def _speedup(ratio: float) -> float:
+    return 1 / ratio if ratio else math.inf
+
+
+def _because(judgement: Judgement, slower: Slower | None) -> Judgement:
+    verdict, reason = judgement
+    if verdict is not Verdict.FAIL or slower is None or not slower.suspects:
+        return judgement
+    return verdict, f"{reason}; {RESPONSIBLE}: {show_suspects(slower.suspects)}"
 
 
 def ratio_facts(latency: Latency) -> str:

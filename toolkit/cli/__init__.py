@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from toolkit.cli import (
+    audit,
     baseline,
     benchmark,
     cache,
@@ -52,6 +53,7 @@ _VERBS: tuple[Callable[..., object], ...] = (
     baseline.baseline,
     size.size,
     inspect.inspect,
+    audit.audit,
     targets.targets,
     doctor.doctor,
     cache.cache,

@@ -39,6 +39,7 @@ def rows(found: Benchmark) -> dict[str, object]:
     """Names every figure."""
     from toolkit.figures import latency_facts
     from toolkit.report.wording import cold_line, memory_line, point_line, roofline_line
+    from toolkit.suspects import show_slower
 
     latency = found.latency_ms
     shown: dict[str, object] = {
@@ -46,6 +47,8 @@ def rows(found: Benchmark) -> dict[str, object]:
         "target": f"{found.target} ({latency.stand_in}, {found.runtime})",
         **latency_facts(latency),
     }
+    if found.slower:
+        shown["slower"] = show_slower(found.slower)
     if found.cold:
         shown["cold start"] = cold_line(found.cold)
     if found.memory:

@@ -16,7 +16,7 @@ from toolkit.cli.run import BaselineOption, NoBaselineOption, StrictOption, comm
 if TYPE_CHECKING:
     from toolkit.evidence import Report
 
-_WITH_REFERENCE = ("max_drop", "max_size_ratio", "max_latency_ratio")
+_WITH_REFERENCE = ("max_drop", "max_size_ratio", "max_latency_ratio", "min_speedup")
 
 
 SubjectArgument = Annotated[
@@ -31,6 +31,9 @@ MaxSizeRatioOption = Annotated[float | None, typer.Option("--max-size-ratio", he
 MaxP90Option = Annotated[float | None, typer.Option("--max-latency-p90-ms", help="Largest p90 of one inference, in ms.", show_default=False)]
 MaxRatioOption = Annotated[
     float | None, typer.Option("--max-latency-ratio", help="Largest median over that of a --reference of the same format.", show_default=False)
+]
+MinSpeedupOption = Annotated[
+    float | None, typer.Option("--min-speedup", help="Smallest median of a --reference of the same format over this one's.", show_default=False)
 ]
 MaxMemoryOption = Annotated[
     float | None, typer.Option("--max-peak-memory-mb", help="Largest private memory of a fresh process, in MB.", show_default=False)
@@ -57,6 +60,7 @@ def check(
     max_size_ratio: MaxSizeRatioOption = None,
     max_latency_p90_ms: MaxP90Option = None,
     max_latency_ratio: MaxRatioOption = None,
+    min_speedup: MinSpeedupOption = None,
     max_peak_memory_mb: MaxMemoryOption = None,
     metric: MetricOption = None,
     baseline: BaselineOption = None,
@@ -88,6 +92,7 @@ def check(
         "max_size_ratio": max_size_ratio,
         "max_latency_p90_ms": max_latency_p90_ms,
         "max_latency_ratio": max_latency_ratio,
+        "min_speedup": min_speedup,
         "max_peak_memory_mb": max_peak_memory_mb,
         "metrics": _metric_limits(metric) if metric else None,
     }

@@ -23,6 +23,7 @@ def inspect(model: ModelArgument, format: FormatOption = Format.text, verbose: V
 def _show(contents: Contents, out: Console) -> None:
     from collections import Counter
 
+    from toolkit.cli.audit import structure_rows
     from toolkit.cli.common import facts
 
     rows: dict[str, object] = {"format": contents.format, "size_bytes": f"{contents.size_bytes:,}", "sha256": contents.sha256}
@@ -30,6 +31,7 @@ def _show(contents: Contents, out: Console) -> None:
     rows |= {f"output {index}": spec for index, spec in enumerate(contents.signature.outputs)}
     rows["operators"] = ", ".join(f"{name} {count}" for name, count in Counter(contents.operators).most_common())
     rows["weights"] = ", ".join(f"{dtype} {size:,} B" for dtype, size in contents.weight_bytes.items()) or "none"
+    rows |= structure_rows(contents.structure) if contents.structure else {}
     facts({**rows, **contents.details})(out)
     _layers(contents, out)
 

@@ -60,7 +60,10 @@ class Progress:
             self.console.print(f"        {step}: {note or f'{done}/{total}'}", markup=False)
 
     def finished(self, record: StageRecord) -> None:
-        """Says what became of a step."""
+        """Says what became of a step, unless it was only there in case of need."""
+        if record.status == "unneeded":
+            self.count += 1
+            return
         if record.status == "skipped":
             self.count += 1
             self._skipped.append(record.step)

@@ -13,12 +13,24 @@ from toolkit.cli.render import artifact_facts
 
 def quantize(
     model: ModelArgument,
-    scheme: Annotated[str, typer.Option("--scheme", "-s", help="Number format: static_wi8_ai8, dynamic_wi8, ...")] = "static_wi8_ai8",
+    scheme: Annotated[str, typer.Option("--scheme", "-s", help="Number format: static_wi8_ai8, dynamic_wi8, ..., or auto.")] = "static_wi8_ai8",
     calibration: Annotated[
         Path | None, typer.Option("--calibration", "-c", help="Representative samples: .npz, or a folder of .npy.", show_default=False)
     ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="Calibration recipe, by name or path.")] = "image-classification",
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Calibration samples.", show_default="the recipe's")] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option("--max-drop", help='Largest loss of right answers, 0.01 or "1pp": a file that loses more is repaired.', show_default=False),
+    ] = None,
+    search: Annotated[
+        Path | None, typer.Option("--search", help="Samples to choose repairs on.", show_default="those that calibration leaves")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help="Samples kept for evaluation: calibration must use none of them.", show_default=False)
+    ] = None,
+    rung: Annotated[list[str] | None, typer.Option("--rung", help="A repair that may be tried; may be repeated.", show_default="all")] = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", help="What runs the files meanwhile.", show_default="the format's first")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default="NAME.SCHEME.FORMAT")] = None,
     format: FormatOption = Format.text,
     verbose: VerboseOption = False,
@@ -30,5 +42,18 @@ def quantize(
     from toolkit import quantize as make_small
 
     with progress() as listener:
-        artifact = make_small(model, scheme=scheme, calibration=calibration, recipe=recipe, samples=samples, output=output, listener=listener)
+        artifact = make_small(
+            model,
+            scheme=scheme,
+            calibration=calibration,
+            recipe=recipe,
+            samples=samples,
+            max_drop=max_drop,
+            search=search,
+            evaluation=evaluation,
+            rungs=rung or None,
+            runtime=runtime,
+            output=output,
+            listener=listener,
+        )
     emit(artifact, artifact_facts(artifact))

@@ -7,12 +7,13 @@ from typing import Any
 
 from toolkit import modelfile, plugins
 from toolkit.artifact import Signature
-from toolkit.errors import InputRejected, StageError, StageFailed, UnsupportedOperators
+from toolkit.errors import ConfigError, InputRejected, StageError, StageFailed, UnsupportedOperators
 from toolkit.job import Facts, Job
 from toolkit.plugins import Obstacle, Route
 
 _OWN = ("route", "signature")
 _MOST_OBSTACLES = 5
+_PICTURE_AXES = 4
 _HELD_BY = {"onnx": "a Protocol Buffer", "tflite": "a FlatBuffer", "ort": "a FlatBuffer"}
 
 
@@ -43,6 +44,7 @@ def run(job: Job) -> Facts:
     given = {name: _as_given(value) for name, value in asked.items()}
     out = job.out / f"model.{route.format}"
     job.progress(0, 1, f"{route.name}: {route.source} -> {route.format}")
+    _check_layout(given.get("layout"), signature)
     _check_size(route, modelfile.size_bytes(job.inputs["program"]))
     _look_ahead(route, job, signature, given)
     rewritten = route.convert(job.inputs["program"], out, signature, **given)
@@ -52,6 +54,13 @@ def run(job: Job) -> Facts:
     facts = {"signature": signature.model_dump(mode="json"), "made_by": route.name, "versions": plugins.versions(route)}
     told = {"rewritten": {name: list(places) for name, places in rewritten.items()}} if rewritten else {}
     return {**facts, **({"conversion": asked} if asked else {}), **told}
+
+
+def _check_layout(layout: str | None, signature: Signature) -> None:
+    """Refuses a layout of pictures where no input is one: the file would be as if nothing had been asked for."""
+    if layout and not any(len(spec.shape) == _PICTURE_AXES for spec in signature.inputs):
+        found = ", ".join(map(str, signature.inputs))
+        raise ConfigError(f"layout {layout!r} is for inputs of four axes, found {found}", where="convert.layout", hint="leave out layout")
 
 
 def _check_size(route: Route, size_bytes: int) -> None:

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit.dataset import Dataset
+from toolkit.dataset import Dataset, hold_out
 from toolkit.errors import ConfigError, InputRejected, SetupError
 from toolkit.finetuning import distillation, lora, precision, processes, variation
 from toolkit.finetuning.calling import Caller, check_logits
 from toolkit.finetuning.checkpoint import Checkpoint
 from toolkit.finetuning.loop import Epoch, Progress, Trainer, best
-from toolkit.finetuning.recipe import hold_out
 from toolkit.job import Facts
 from toolkit.mistakes import nearest
 from toolkit.training import Finetune

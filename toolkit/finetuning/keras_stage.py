@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from toolkit import keras_models, keras_weights
-from toolkit.dataset import Dataset, load
+from toolkit.dataset import Dataset, hold_out, load
 from toolkit.errors import ConfigError, InputRejected, SetupError
 from toolkit.factory import load_factory
 from toolkit.finetuning import curves, keras_parts
@@ -21,7 +21,6 @@ from toolkit.finetuning.keras_checkpoint import KerasCheckpoint
 from toolkit.finetuning.keras_loop import KerasTrainer
 from toolkit.finetuning.keras_parts import KerasCaller
 from toolkit.finetuning.loop import best
-from toolkit.finetuning.recipe import hold_out
 from toolkit.job import Facts, Job
 from toolkit.training import Finetune
 

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.errors import InputRejected
-
 if TYPE_CHECKING:
     import torch
 
@@ -41,35 +39,6 @@ def batches(order: np.ndarray, size: int) -> list[np.ndarray]:
         last = cuts.pop()
         cuts[-1] = np.concatenate([cuts[-1], last])
     return cuts
-
-
-def hold_out(label: np.ndarray, seed: int, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Splits rows into training and validation, every class in its share.
-
-    Rows are sorted by class, shuffled inside each, and every tenth is held out (systematic sampling), so that each class
-    gives its tenth give or take one. The first row of every class is always trained on.
-
-    Args:
-        label: Class of every row ``[n] int64``.
-        seed: Seed of the shuffling.
-        every: One of how many rows is held out.
-
-    Returns:
-        Training rows and validation rows, ascending.
-
-    Raises:
-        InputRejected: No class has two samples.
-    """
-    generator = np.random.default_rng(seed)
-    shuffled = [generator.permutation(np.flatnonzero(label == one)) for one in np.unique(label)]
-    candidates = np.concatenate([rows[1:] for rows in shuffled])
-    if not len(candidates):
-        raise InputRejected(
-            f"no class has two samples among {len(label)}", where="train split", hint="fine-tuning holds out a tenth to choose the best epoch"
-        )
-    every = min(every, len(candidates))
-    held = np.sort(candidates[every // 2 :: every])
-    return np.setdiff1d(np.arange(len(label)), held), held
 
 
 def class_weights(label: np.ndarray) -> np.ndarray:

@@ -156,7 +156,17 @@ class _Run:
         for step in self.steps.values():
             failed = sorted(id for id in step.upstream if id in self.results and not self.results[id].ok)
             if step.id not in self.results and failed and not (step.partial and self._worth_running(step)):
-                self._settle(step, Result(StageRecord(step=step.id, status="skipped"), error=self.results[failed[0]].error))
+                needed = any(self.results[id].record.status != "unneeded" for id in failed)
+                status: Literal["skipped", "unneeded"] = "skipped" if needed else "unneeded"
+                self._settle(step, Result(StageRecord(step=step.id, status=status), error=self.results[failed[0]].error))
+
+            elif step.id not in self.results and self._not_asked_for(step):
+                self._settle(step, Result(StageRecord(step=step.id, status="unneeded")))
+
+    def _not_asked_for(self, step: Step) -> bool:
+        """Whether every fact that would call for a step is known, and none does."""
+        known = all(fact.step in self.results for fact in step.only_if)
+        return bool(step.only_if) and known and not any(self.results[fact.step].facts.get(fact.name) for fact in step.only_if)
 
     def _worth_running(self, step: Step) -> bool:
         """Whether a partial step still has, or may get, something besides the samples to work on."""

@@ -15,10 +15,10 @@ from toolkit.columns import random_samples
 from toolkit.config import Metrics, Target, Task, Timing, check_metrics, make_budgets
 from toolkit.errors import ConfigError
 from toolkit.evidence import Benchmark, Evaluation, Report
-from toolkit.limits import Budgets, check_against
+from toolkit.limits import WITH_TWIN, Budgets, check_against
 from toolkit.mistakes import explain, nearest
 from toolkit.pipeline import baseline as baselines
-from toolkit.pipeline import measuring
+from toolkit.pipeline import measuring, slower
 from toolkit.pipeline.execute import Result
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.rows import accuracy_records, benchmark_notes, curve_records, machine_records, make_row, read_outcomes, refuse_unmeasured
@@ -126,7 +126,9 @@ def benchmark(
         results = run_steps(chain, store, listener)
     curve = results["curve"].facts if "curve" in results else {}
     notes = benchmark_notes(_ROLES.candidate, results["benchmark"].facts, results["coldstart"].facts, curve)
-    record = {"curve": curve_records(curve), "notes": notes, **_machine(place, results)}
+    measured = _machine(place, results)
+    why = slower.explain(opened.path, measured["latency_ms"], place, store, listener) if _is_quantized(opened) else None
+    record = {"curve": curve_records(curve), "notes": notes, "slower": why, **measured}
     return Benchmark(artifact=opened.path.name, runtime=place.runtime, target=place.name, **record)
 
 
@@ -185,6 +187,8 @@ def check(
         timing = _machine_steps(opened, samples, place, twin if same_format else None, seconds, processes=measuring.COLD_PROCESSES)
         results = run_steps([*_evaluation_steps(opened, samples, place, reference, question, store), *timing], store, listener)
     refuse_unmeasured(limits, results["evaluate"].facts)
+    measured = _machine(place, results)
+    why = slower.explain(opened.path, measured.get("latency_ms"), place, store, listener) if _is_quantized(opened) else None
     row = make_row(
         opened.path.name,
         opened.format,
@@ -194,7 +198,7 @@ def check(
         size_bytes=opened.size_bytes,
         float_size_bytes=twin.size_bytes if twin and same_format else None,
         own_twin=opened.scheme == "float32" and reference is None,
-        measured={**accuracy_records(results["evaluate"].facts), **_machine(place, results)},
+        measured={**accuracy_records(results["evaluate"].facts), **measured, "slower": why},
         cached=results["evaluate"].cached,
     )
     report = Report(
@@ -256,9 +260,14 @@ def _opened_baseline(baseline: Model | None, target: Target, store: Store | None
     return opened
 
 
+def _is_quantized(opened: Artifact) -> bool:
+    """A float model that is slower than another one has no operators to blame."""
+    return opened.scheme != "float32"
+
+
 def _comparable(budgets: Budgets, opened: Artifact, twin: Artifact | None) -> None:
     """A ratio compares files of one format."""
-    for name in ("max_size_ratio", "max_latency_ratio"):
+    for name in WITH_TWIN:
         if getattr(budgets, name) and twin is not None and twin.format != opened.format:
             message = f"{name} compares files of one format; the model is {opened.format}, the reference {twin.format}"
             raise ConfigError(message, where=str(twin.path), hint=f"give the float {opened.format} file as the reference")

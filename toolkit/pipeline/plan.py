@@ -10,7 +10,7 @@ from toolkit import display, intake, plugins, resources
 from toolkit.config import PROJECT_FILE, Conversion, Project, Recipe, Target
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.limits import check_against
-from toolkit.pipeline import conversion, measuring, origins, steps
+from toolkit.pipeline import conversion, measuring, origins, quantizing, retraining, steps
 from toolkit.pipeline.steps import Fact, Need, Step, model_file
 
 FLOAT = "float32"
@@ -123,13 +123,20 @@ def make_plan(project: Project, folder: Path) -> Plan:
     quantized = [candidate for candidate in candidates.values() if candidate.scheme != FLOAT]
     preload = plugins.preload(origins.source_of(project.model.framework)) if project.model.factory else ()
     chain = [steps.splits(project.data, folder, project.parity, **_of_samples(project, folder), apart=_apart(project, folder), preload=preload)]
-    if recipe and any(candidate.scheme in plugins.quantizer(candidate.format, candidate.scheme).needs_calibration for candidate in quantized):
-        chain.append(steps.calibration(recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data", "train")))
+    calibrated = recipe is not None and any(quantizing.calibrated(c.format, c.scheme, _among(demands, c.format)) for c in quantized)
+    if recipe and calibrated:
+        chain.append(
+            steps.calibration(
+                recipe, samples=project.calibration.samples, seed=project.seed, origin=Need("data", "train"), evaluation=Need("data", "eval")
+            )
+        )
     chain += _source(project, folder, source_format)
     chain += _conversions(project, list(candidates.values()), source_format)
     if recipe:
-        origin = Need("calibration", "calibration")
-        chain += [steps.quantize(candidates[c.twin].model, c.format, c.scheme, recipe, origin, layout=c.layout) for c in quantized]
+        chain += _quantizations(project, folder, demands, candidates, recipe, calibrated)
+        last = retraining.last_rung(project, chain)
+        chain += last
+        candidates = {name: replace(one, step=retraining.chosen(one.step, last)) for name, one in candidates.items()}
     chain.append(_source_evaluation(project, source_format))
     evaluations, rows = _evaluations(project, demands, candidates)
     on_this_machine = _measurements(project, rows, candidates)
@@ -144,7 +151,7 @@ def _of_samples(project: Project, folder: Path) -> dict[str, Any]:
 
 def _all_there(project: Project, folder: Path) -> None:
     data, model = project.data, project.model
-    named = [("data.train", data.train), ("data.eval", data.eval), ("model.file", model.file)]
+    named = [("data.train", data.train), ("data.eval", data.eval), ("model.file", model.file), ("quantize.search", project.quantize.search)]
     if model.weights and (not model.name or model.weights.suffix):  # a collection has names for its weights
         named.append(("model.weights", model.weights))
     for key, path in [*named, *(("data.depends", path) for path in data.depends)]:
@@ -165,7 +172,32 @@ def _demand(project: Project, target: Target, source_format: str) -> _Demand:
     """The format and schemes that a target is to run; the source's own format when its runtime takes it."""
     formats = plugins.get("runtimes", target.runtime).formats
     format = source_format if source_format in formats else formats[0]
-    return _Demand(target, format, tuple(scheme for scheme in project.schemes if scheme in target.schemes))
+    return _Demand(target, format, tuple(scheme for scheme in project.schemes if quantizing.runs(target, scheme)))
+
+
+def _quantizations(
+    project: Project, folder: Path, demands: list[_Demand], candidates: dict[str, Candidate], recipe: Recipe, calibrated: bool
+) -> list[Step]:
+    """What chooses the search samples, where something is repaired, and what quantizes."""
+    origin = Need("calibration", "calibration") if calibrated else None
+    source = _source_format(project, folder)
+    program = (source, Need("source", model_file(source)))
+    made, repairs = [], []
+    for one in candidates.values():
+        if one.scheme != FLOAT:
+            targets = [demand.target for demand in demands if demand.format == one.format and one.scheme in demand.schemes]
+            among = _among(demands, one.format)
+            repair = quantizing.repair(project, targets, one.format, one.scheme, among, SCORES)
+            model, layout = candidates[one.twin].model, one.layout
+            made.append(
+                quantizing.quantize(model, one.format, one.scheme, recipe, origin, layout=layout, repair=repair, among=among, program=program)
+            )
+            repairs += [repair] if repair else []
+    return [*(quantizing.searches(project, folder, origin) if repairs else []), *made]
+
+
+def _among(demands: list[_Demand], format: str) -> tuple[str, ...]:
+    return quantizing.among([demand.target for demand in demands if demand.format == format])
 
 
 def _nothing_forgotten(project: Project, demands: list[_Demand]) -> None:
@@ -326,11 +358,13 @@ def _models(rows: list[RowPlan]) -> dict[str, Need | Path]:
 _PURPOSES = {
     "data": "check and store the samples",
     "calibration": "choose calibration samples from the training split",
+    "search": "choose samples to repair on, apart from those of the verdict",
     "finetune": "train the model",
     "source": "capture the model with its outputs on real samples",
     "convert": "convert, and compare with the source",
     "via": "convert on the way to another format, and compare with the source",
     "quantize": "quantize, and read the bytes back",
+    "choose": "take the better file: repaired, or trained for int8",
     "evaluate": "run the held-out samples",
     "benchmark": "time one inference, interleaved with the float twin",
     "coldstart": "load and run once in fresh processes: time and memory",

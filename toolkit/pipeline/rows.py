@@ -65,6 +65,28 @@ def machine_records(artifact: str, timed: Facts, cold: Facts, roofline: Facts, s
     return found
 
 
+def made_lines(facts: Facts) -> tuple[str, ...]:
+    """Says how a quantized file came about: which scheme was chosen, and what the repair ladder did.
+
+    Args:
+        facts: Facts of the step that made it.
+    """
+    lines = []
+    if chosen := facts.get("auto"):
+        lines.append(f"auto chose {chosen['scheme']}: {chosen['why']}")
+    if climbed := facts.get("ladder"):
+        first, steps = climbed["rungs"][0], [name for name in climbed["taken"] if name != "default"]
+        before = f"{100 * first['drop'][0]:z.1f} points lost, {first['sqnr_db']:.0f} dB" if "drop" in first else f"not made: {first['reason']}"
+        after = f"{100 * climbed['drop'][0]:z.1f} points lost, {climbed['sqnr_db']:.0f} dB, n={climbed['n']} search samples"
+        if steps:
+            lines.append(f"repaired by {', '.join(steps)}: {before} before, {after} after")
+        if not climbed["held"]:
+            lines.append(f"no repair held {100 * climbed['max_drop']:g} points on the search samples: {after}")
+    if kept := facts.get("label", {}).get("kept_float"):
+        lines.append(f"{len(kept)} layers are float, as the label says")
+    return tuple(lines)
+
+
 def curve_records(facts: Facts) -> tuple[CurvePoint, ...]:
     """Returns the points of a throughput curve."""
     return tuple(CurvePoint.model_validate(point) for point in facts.get("points", ()))
@@ -127,6 +149,7 @@ def make_row(
         changes=measured.get("changes", ()),
         latency=measured.get("latency_ms"),
         memory=measured.get("memory"),
+        slower=measured.get("slower"),
     )
     findings: tuple[Finding, ...] = () if error else budget_checks.judge(limits, evidence)
     verdict, reason = (Verdict.FAIL, f"{error.code}: {_one_line(error)}") if error else budget_checks.row_verdict(findings)

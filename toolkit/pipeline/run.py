@@ -13,11 +13,11 @@ from toolkit.config import load_project
 from toolkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, from_dict
 from toolkit.evidence import Evaluation, Report, Row, Training, Verdict, worst
 from toolkit.pipeline import baseline as baselines
-from toolkit.pipeline import companions, deliver
+from toolkit.pipeline import companions, deliver, slower
 from toolkit.pipeline.execute import Result, execute
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.plan import Candidate, Plan, RowPlan, make_plan
-from toolkit.pipeline.rows import Outcomes, accuracy_records, machine_records, make_row, read_outcomes, refuse_unmeasured
+from toolkit.pipeline.rows import Outcomes, accuracy_records, machine_records, made_lines, make_row, read_outcomes, refuse_unmeasured
 from toolkit.pipeline.steps import model_file
 from toolkit.report import html, json, junit, markdown, sarif
 from toolkit.store import Store
@@ -81,7 +81,7 @@ def run(
     deliver.check_output(folder, plan.folder)
     committed = baselines.load(Path(baseline)) if baseline is not None else None
     results = _execute(plan, store, listener, jobs)
-    report = _held(make_report(plan, results), plan, results, committed)
+    report = _held(make_report(plan, results, store, listener), plan, results, committed)
     artifacts = _deliver(plan, results, folder)
     companions.copy(results, folder)
     write_reports(report, folder)
@@ -113,7 +113,7 @@ def check_project(
     plan = plan_project(project)
     committed = baselines.load(Path(baseline)) if baseline is not None else None
     results = _execute(plan, store, listener, jobs)
-    return _held(make_report(plan, results), plan, results, committed)
+    return _held(make_report(plan, results, store, listener), plan, results, committed)
 
 
 def evidence_of(
@@ -126,7 +126,7 @@ def evidence_of(
     """
     plan = plan_project(project)
     results = _execute(plan, store, listener, jobs)
-    return make_report(plan, results), _outcomes(plan, results)
+    return make_report(plan, results, store, listener), _outcomes(plan, results)
 
 
 def plan_project(project: str | Path) -> Plan:
@@ -158,9 +158,9 @@ def exit_code(report: Report, *, strict: bool = False) -> int:
     return EXIT_INCONCLUSIVE if strict and report.verdict is Verdict.INCONCLUSIVE else EXIT_PASS
 
 
-def make_report(plan: Plan, results: Mapping[str, Result]) -> Report:
-    """Judges every row of a plan."""
-    rows = tuple(_row(plan, row, results) for row in plan.rows)
+def make_report(plan: Plan, results: Mapping[str, Result], store: Store | None = None, listener: Listener | None = None) -> Report:
+    """Judges every row of a plan; a file that was slower than its float twin is profiled once more."""
+    rows = tuple(_row(plan, row, results, store, listener) for row in plan.rows)
     return Report(
         schema=2,
         project=plan.project.name,
@@ -202,23 +202,26 @@ def _raise_if_nothing_came_out(plan: Plan, results: Mapping[str, Result]) -> Non
             raise error
 
 
-def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result]) -> Row:
+def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result], store: Store | None, listener: Listener | None) -> Row:
     candidate, target = row.candidate, row.target
     made, evaluated = results[candidate.step], results[row.evaluate]
     timed, cold, roofline = results[row.benchmark], results[row.cold], results[row.roofline]
     limits = plan.project.budgets.over(target.budgets)
     refuse_unmeasured(limits, evaluated.facts)
     machine = machine_records(candidate.file, timed.facts, cold.facts, roofline.facts, target.stand_in)
+    is_own_twin = candidate.file == candidate.twin
+    latency, model = machine.get("latency_ms"), made.folder / model_file(candidate.format) if made.folder else None
+    why = slower.explain(model, latency, target, store, listener) if model and not is_own_twin else None
     return make_row(
         candidate.file,
         candidate.format,
-        candidate.scheme,
+        made.facts.get("scheme", candidate.scheme),
         target,
         limits,
         size_bytes=_size_bytes(made, candidate.format),
         float_size_bytes=_twin_size_bytes(plan, row, results),
-        measured={**accuracy_records(evaluated.facts), **machine},
-        own_twin=candidate.file == candidate.twin,
+        measured={**accuracy_records(evaluated.facts), **machine, "slower": why, "made": made_lines(made.facts)},
+        own_twin=is_own_twin,
         cached=_all_cached(plan, row.evaluate, results),
         error=made.error or evaluated.error or timed.error or cold.error or roofline.error,
     )
@@ -267,7 +270,7 @@ def _deliver(plan: Plan, results: Mapping[str, Result], folder: Path) -> tuple[A
                 folder / "models" / candidate.file,
                 name=plan.project.name,
                 format=candidate.format,
-                scheme=candidate.scheme,
+                scheme=made.facts.get("scheme", candidate.scheme),
                 parent_sha256=deliver.parent_digest(candidate, results, formats),
                 evidence={**deliver.source_evidence(results["source"].facts), **_calibration_facts(plan, candidate, results)},
             )

@@ -1,6 +1,7 @@
 """Steps: what a stage is asked to do, from which inputs.
 
-One builder per stage; this, :mod:`toolkit.pipeline.origins`, :mod:`toolkit.pipeline.conversion`, :mod:`toolkit.pipeline.measuring` and
+One builder per stage; this, :mod:`toolkit.pipeline.origins`, :mod:`toolkit.pipeline.conversion`, :mod:`toolkit.pipeline.quantizing`,
+:mod:`toolkit.pipeline.measuring` and
 the modules of single verbs know a stage's dotted name and which of its options decide its output.
 """
 
@@ -95,6 +96,7 @@ class Step:
         exclusive: Whether nothing may run beside it.
         partial: Whether it goes on with the inputs that exist when others failed.
         resumable: Whether it can go on where it was interrupted.
+        only_if: Facts of earlier steps of which one must be true; otherwise it is skipped, and nothing is wrong.
         route: What it is called where it is one of several ways to the same output; empty for all other steps.
         otherwise: The next way to the same output, under the same identifier, for when this one falls.
         passed_over: Ways that were ruled out before anything ran.
@@ -116,6 +118,7 @@ class Step:
     exclusive: bool = False
     partial: bool = False
     resumable: bool = False
+    only_if: tuple[Fact, ...] = ()
     route: str = ""
     otherwise: Step | None = None
     passed_over: tuple[Attempt, ...] = ()
@@ -123,7 +126,8 @@ class Step:
     @property
     def upstream(self) -> set[str]:
         """Identifiers of the steps that must be finished first."""
-        direct = {need.step for need in self.needs.values()} | {fact.step for fact in self.derived.values()}
+        facts = (*self.derived.values(), *self.only_if)
+        direct = {need.step for need in self.needs.values()} | {fact.step for fact in facts}
         return direct.union(need.step for check in self.checks for need in check.needs.values())
 
 
@@ -175,16 +179,37 @@ def splits(
     return Step("data", "toolkit.samples.splits:run", options, files=files)
 
 
-def calibration(recipe: Recipe, *, samples: int | None, seed: int, origin: Need | Path) -> Step:
-    """The calibration samples: from the training split, or from a file of the user's."""
+def calibration(
+    recipe: Recipe,
+    *,
+    samples: int | None,
+    seed: int,
+    origin: Need | Path,
+    evaluation: Need | Path | None = None,
+    reference: Need | Path | None = None,
+) -> Step:
+    """The calibration samples: from the training split, or from a file of the user's.
+
+    Args:
+        recipe: How they are chosen.
+        samples: How many; the recipe's number where it is ``None``.
+        seed: Seed of the choice.
+        origin: Where they come from.
+        evaluation: Samples that accuracy is measured on: none of them may be among those of ``origin``.
+        reference: Samples that are known to be prepared as the model wants them; those of the evaluation stand in for them.
+    """
     options = {
         "samples": samples or recipe.samples,
         "min_samples": recipe.min_samples,
         "selection": recipe.selection,
         "value_range": recipe.value_range,
         "seed": seed,
-    }
+    } | ({"allow_noise": True} if recipe.allow_noise else {})
     needs, files = wire("samples", origin)
+    for role, given in (("evaluation", evaluation), ("reference", reference)):
+        if given is not None:
+            more = wire(role, given)
+            needs, files = {**needs, **more[0]}, {**files, **more[1]}
     return Step("calibration", "toolkit.samples.calibration:run", options, needs=needs, files=files)
 
 
@@ -220,33 +245,14 @@ def _engines(framework: str) -> tuple[plugins.Plugin, ...]:
     return (plugins.get("runtimes", "tensorflow"),) if framework == "keras" else ()
 
 
-def quantize(model: Need | Path, format: str, scheme: str, recipe: Recipe, calibration: Need | None, *, layout: str | None = None) -> Step:
-    """A quantized model, published only if its bytes are what its label says. ``layout`` is the model's where the samples have another."""
-    quantizer = plugins.quantizer(format, scheme)
-    options: dict[str, Any] = {"quantizer": quantizer.name, "scheme": scheme, "method": recipe.method, "per_channel": recipe.per_channel}
-    options |= in_layout(layout)
-    needs, files = wire("model", model)
-    if scheme in quantizer.needs_calibration and calibration:
-        needs["calibration"] = calibration
-    return Step(
-        f"quantize:{format}:{scheme}",
-        "toolkit.quantization.stage:run",
-        options,
-        needs=needs,
-        files=files,
-        plugins=(quantizer,),
-        checks=(audit(format, scheme),),
-    )
-
-
 def inspection(model: Path, format: str) -> Step:
     """What a model file contains, and which scheme its bytes have."""
     module, looker = _looks_into(format)
     return Step("inspect", f"{module}:describe", {"format": format}, files={"model": model}, plugins=(looker,))
 
 
-def audit(format: str, expect: str) -> Check:
-    """The file's bytes must be what its label says."""
+def audit(format: str, expect: str | None) -> Check:
+    """The file's bytes must be what its label says: ``expect``, or what the file ``label.json`` beside it calls it."""
     module, looker = _looks_into(format)
     return Check("audit", f"{module}:run", model_file(format), {"format": format, "expect": expect}, plugins=(looker,))
 

@@ -2,73 +2,148 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from toolkit import dataset, modelfile, plugins
 from toolkit.columns import check_columns
+from toolkit.contents import Contents
 from toolkit.dataset import Dataset
-from toolkit.errors import ConfigError, InputRejected, StageFailed
+from toolkit.errors import ConfigError, NoRoute
 from toolkit.job import Facts, Job
+from toolkit.quantization import auto
+from toolkit.quantization.ladder import Climb, climb
+from toolkit.quantization.rungs import RUNGS
+from toolkit.quantization.search import Search, open_search
+from toolkit.quantization.vocabulary import check_vocabulary
+from toolkit.quantization.workshop import MIN_MAX, State, Workshop, check_size
+
+LABEL = "label.json"
+"""Says which layers of the model beside it were kept in float on purpose; the audit demands exactly those."""
 
 
 def run(job: Job) -> Facts:
-    """Quantizes ``job.inputs["model"]`` and writes ``model.<format>``.
+    """Quantizes ``job.inputs["model"]`` and writes ``model.<format>`` with its ``label.json``.
 
     Args:
-        job: Inputs ``model`` and, for schemes that need it, ``calibration`` (a folder of columns); options ``quantizer``,
-            ``scheme``, ``method`` (how activation ranges are found), ``per_channel`` and perhaps ``layout`` (the model's, where it is
-            another than the samples').
+        job: Inputs ``model``; ``calibration`` (a folder of columns) for schemes that need it; ``search``, the samples that repairs and
+            ``auto`` are chosen on; ``twin`` where losses count against another float file; ``program``, the captured program that the model
+            comes from, for quantizers that start from it. Options ``format``, or ``quantizer`` by name;
+            ``scheme``, or ``auto``; ``method`` (how activation ranges are found), ``per_channel``; ``max_drop`` with ``rungs``, the budget
+            that the repair ladder is climbed for; ``runtime``, ``threads``, ``output`` and ``task`` of the search; ``layout`` (the model's,
+            where it is another than the samples').
 
     Raises:
         ConfigError: There is no such quantizer, scheme or method, or calibration samples are needed and missing.
         InputRejected: The model is damaged or too large, or the samples do not fit its inputs.
         MissingExtra: The quantizer's libraries are not installed.
+        NoRoute: Nothing makes this scheme for this format.
         StageFailed: The library cannot quantize the model, or wrote nothing.
     """
-    quantizer = plugins.get("quantizers", job.options["quantizer"])
-    scheme, method = job.options["scheme"], job.options.get("method", "min_max")
-    _check_options(quantizer, scheme, method)
-    plugins.require(quantizer)
-    _check_size(modelfile.size_bytes(job.inputs["model"]))
-    calibration = _calibration(job, quantizer) if scheme in quantizer.needs_calibration else None
-    model, out = job.inputs["model"], job.out / f"model.{quantizer.format}"
-    options = {"method": method, "per_channel": bool(job.options.get("per_channel", True))}
-    job.progress(0, 1, f"{scheme}, {len(calibration)} samples" if calibration else scheme)
-    quantizer.quantize(model, out, scheme=scheme, calibration=calibration, options=options)
-    if not out.is_file() or not out.stat().st_size:
-        raise StageFailed("the quantizer wrote no file", where=quantizer.name, hint="report it to the quantizer's project")
-    job.progress(1, 1, f"{out.stat().st_size:,} bytes")
+    format = job.options.get("format") or plugins.get("quantizers", job.options["quantizer"]).format
+    model, scheme = job.inputs["model"], job.options["scheme"]
+    if scheme != auto.AUTO:
+        _known(job.options, format)
+    check_size(model)
+    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=job.out) as folder:
+        contents = _contents(job, format)
+        calibration = _samples(job, "calibration", contents)
+        named, program = str(job.options.get("quantizer") or ""), job.inputs.get("program")
+        workshop = Workshop(format, Path(folder), calibration, named, job.progress, job.kept, program)
+        search = _search(job, contents, format)
+        state = State(model, scheme, job.options.get("method", MIN_MAX), bool(job.options.get("per_channel", True)))
+        job.progress(0, 1, f"{scheme}, {len(calibration)} samples" if calibration else scheme)
+        return _made(job, workshop, search, state, contents)
+
+
+def _made(job: Job, workshop: Workshop, search: Search | None, state: State, contents: Contents | None) -> Facts:
+    chosen = _choice(job, workshop, search, state, contents) if contents and state.scheme == auto.AUTO else None
+    state = replace(state, scheme=chosen.scheme) if chosen else state
+    found: Climb | None = None
+    if search and job.options.get("max_drop") is not None:
+        rungs = job.options.get("rungs") or list(RUNGS)
+        found = climb(workshop, search, state, max_drop=float(job.options["max_drop"]), rungs=rungs, twin=job.inputs.get("twin"))
+        state = found.state
+    made = found.model if found else workshop.make(state)
+    out = job.out / f"model.{workshop.format}"
+    modelfile.copy(made, out)
+    label = _label(state, found, workshop.told(state))
+    out.with_name(LABEL).write_text(json.dumps(label, indent=1) + "\n", encoding="utf-8")
+    job.progress(1, 1, f"{modelfile.size_bytes(out):,} bytes")
+    return (
+        {"label": label, "unheld": found is not None and not found.held}
+        | _facts(job, workshop, state, out)
+        | ({"auto": chosen.facts()} if chosen else {})
+        | ({"ladder": found.facts()} if found else {})
+    )
+
+
+def _facts(job: Job, workshop: Workshop, state: State, out: Path) -> Facts:
+    quantizer = workshop.quantizer(state.scheme)
+    calibrated = workshop.calibration is not None and state.scheme in quantizer.needs_calibration
     layout = {"layout": job.options["layout"]} if job.options.get("layout") else {}
     return layout | {
         "made_by": quantizer.name,
         "versions": plugins.versions(quantizer),
-        "scheme": scheme,
-        "calibration": {"n": len(calibration), "method": method} if calibration else None,
-        "ratio": out.stat().st_size / modelfile.size_bytes(model),
+        "scheme": state.scheme,
+        "ranges": stability.facts() if calibrated and (stability := workshop.stability(state.model)) else None,
+        "calibration": {"n": len(workshop.calibration), "method": state.method} if calibrated and workshop.calibration else None,
+        "ratio": modelfile.size_bytes(out) / modelfile.size_bytes(job.inputs["model"]),
     }
 
 
-def _check_options(quantizer: Any, scheme: str, method: str) -> None:
-    if scheme not in quantizer.schemes:
-        raise ConfigError(
-            f"unknown scheme {scheme!r}; {quantizer.name} makes {', '.join(quantizer.schemes)}", where="scheme", hint="choose one of them"
-        )
-    methods = getattr(quantizer, "methods", ("min_max",))
-    if method not in methods:
-        raise ConfigError(f"unknown method {method!r}; {quantizer.name} knows {', '.join(methods)}", where="method", hint="choose one of them")
+def _known(options: Mapping[str, Any], format: str) -> None:
+    """Refuses a scheme or a method that is not there, before anything is read."""
+    quantizer = plugins.get("quantizers", options["quantizer"]) if options.get("quantizer") else plugins.quantizer(format, options["scheme"])
+    scheme, method = options["scheme"], options.get("method", MIN_MAX)
+    for what, value, known in (("scheme", scheme, quantizer.schemes), ("method", method, getattr(quantizer, "methods", (MIN_MAX,)))):
+        if value not in known:
+            message = f"unknown {what} {value!r}; {quantizer.name} {'makes' if what == 'scheme' else 'knows'} {', '.join(known)}"
+            raise ConfigError(message, where=what, hint="choose one of them")
+    plugins.require(quantizer)
 
 
-def _check_size(size_bytes: int) -> None:
-    """The libraries hold a model in one buffer, and some fail on a larger one only after minutes."""
-    if size_bytes > modelfile.BUFFER_BYTES:
-        what = f"has {size_bytes / 1e9:.2f} GB, and quantizers take at most {modelfile.BUFFER_BYTES / 1e9:.2f} GB"
-        raise InputRejected(what, where="model", hint="quantize a smaller model, or deliver this one in float32")
+def _choice(job: Job, workshop: Workshop, search: Search | None, state: State, contents: Contents) -> auto.Choice:
+    """The scheme of ``auto``: measured where there is something to measure on."""
+    among = job.options.get("among") or (auto.STATIC, auto.DYNAMIC)
+    first = auto.choose(contents, among)
+    if search:
+        return auto.refine(first, workshop, search, state, among)
+    try:
+        workshop.quantizer(first.scheme)
+    except NoRoute as error:
+        raise NoRoute(f"auto chose {first.scheme}, as {first.why}: {error.message}", hint="name a scheme") from error
+    return first
 
 
-def _calibration(job: Job, quantizer: Any) -> Dataset:
-    """Loads the samples and checks them here, because the libraries accept wrong shapes, NaN and Inf."""
-    if "calibration" not in job.inputs:
-        raise ConfigError(f"scheme {job.options['scheme']!r} needs calibration samples", where="calibration", hint="name a folder of samples")
-    calibration = dataset.load(job.inputs["calibration"]).laid_out(job.options.get("layout"))
-    check_columns(calibration, plugins.reader(quantizer.format).read(job.inputs["model"]).signature)
-    return calibration
+def _contents(job: Job, format: str) -> Contents | None:
+    """What the model contains, where anything depends on it: a plugin's format may have no reader."""
+    if job.options["scheme"] != auto.AUTO and not {"calibration", "search"} & set(job.inputs):
+        return None
+    contents: Contents = plugins.reader(format).read(job.inputs["model"])
+    return contents
+
+
+def _search(job: Job, contents: Contents | None, format: str) -> Search | None:
+    samples = _samples(job, "search", contents)
+    return open_search(samples, job.options, format) if samples else None
+
+
+def _samples(job: Job, role: str, contents: Contents | None) -> Dataset | None:
+    """Loads samples and checks them here, because the libraries accept wrong shapes, NaN and Inf."""
+    if role not in job.inputs or contents is None:
+        return None
+    samples = dataset.load(job.inputs[role]).laid_out(job.options.get("layout"))
+    check_columns(samples, contents.signature)
+    check_vocabulary(samples, job.inputs["model"], contents.format)
+    return samples
+
+
+def _label(state: State, found: Climb | None, told: Mapping[str, Any]) -> Facts:
+    why = f"kept in float by the repair ladder: {', '.join(found.taken())}" if found and state.keep_float else ""
+    kept = sorted({*state.keep_float, *told.get("kept_float", ())})
+    return {"scheme": state.scheme, "kept_float": kept, "why": "; ".join(filter(None, (why, told.get("why", ""))))}

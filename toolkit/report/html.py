@@ -50,8 +50,9 @@ def _head(report: Report) -> str:
 def _table(report: Report) -> str:
     header = "".join(f"<th{_class(name)}>{_text(name)}</th>" for name in table_header(report.rows))
     body = "".join(f"<tr>{_row(row)}</tr>\n" for row in report.rows)
-    note = wording.stand_in_note(report)
-    noted = f"<p class='note'>{_text(note)}</p>" if note else ""
+    slower = [f"{wording.place(row)}: {line}" for row in report.rows if (line := wording.slower_line(row))]
+    slower = [f"{wording.place(row)}: {wording.made_line(row)}" for row in report.rows if row.made] + slower
+    noted = "".join(f"<p class='note'>{_text(note)}</p>" for note in (*slower, wording.stand_in_note(report)) if note)
     return _section("Artifacts", f"<div class='scroll'><table><thead><tr>{header}</tr></thead><tbody>\n{body}</tbody></table></div>{noted}")
 
 

@@ -64,6 +64,8 @@ def _stage_case(stage: StageRecord) -> ElementTree.Element:
         code = (stage.error or {}).get("code", "stage")
         error = ElementTree.SubElement(case, "error", type=wording.printable(code), message=wording.printable(lines[0]))
         error.text = wording.printable("\n".join(lines), lines=True)
+    elif stage.status == "unneeded":
+        ElementTree.SubElement(case, "system-out").text = "nothing called for it"
     elif stage.status == "skipped":
         ElementTree.SubElement(case, "skipped", message="something it needs failed")
     return case

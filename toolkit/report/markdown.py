@@ -20,6 +20,8 @@ def render(report: Report) -> str:
         _prose(wording.source_notes(report)),
         _rows(report),
         _problems(report),
+        _made(report),
+        _slower(report),
         *(_failure(stage) for stage in wording.failed(report)),
         _prose(wording.skipped_line(report)),
         _findings(report),
@@ -43,6 +45,17 @@ def _problems(report: Report) -> str:
     """Lists whatever does not pass, one bullet a finding."""
     found = [(row, finding) for row in report.rows for finding in wording.problems(row)]
     return "\n".join(f"- {MARKS[finding.verdict]} {_code(row.artifact)} on {_prose(row.target)}: {_prose(finding.reason)}" for row, finding in found)
+
+
+def _made(report: Report) -> str:
+    """Lists what was chosen or repaired, one bullet each."""
+    return "\n".join(f"- {_code(row.artifact)} on {_prose(row.target)}: {_prose(wording.made_line(row))}" for row in report.rows if row.made)
+
+
+def _slower(report: Report) -> str:
+    """Lists the rows that are slower than their float twins, one bullet each."""
+    lines = [(row, wording.slower_line(row)) for row in report.rows]
+    return "\n".join(f"- ⚠️ **slower** {_code(row.artifact)} on {_prose(row.target)}: {_prose(line)}" for row, line in lines if line)
 
 
 def _failure(stage: StageRecord) -> str:

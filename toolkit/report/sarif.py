@@ -31,6 +31,10 @@ _RULES = {
     "max_size_ratio": ("The model file is small enough against its float twin", "Choose a smaller scheme."),
     "max_latency_p90_ms": ("The 90th percentile of one inference is low enough", "Look where the time goes with: edgekit profile."),
     "max_latency_ratio": ("The median time is low enough against the float twin's", "Look where the time goes with: edgekit profile."),
+    "min_speedup": (
+        "The median time is far enough below the float twin's",
+        "Choose a scheme that the runtime has fast kernels for; the message names the operators.",
+    ),
     "max_peak_memory_mb": ("The peak memory of a fresh process is low enough", "Choose a smaller model or scheme."),
     "metrics.": ("A metric is within its limits", "Look at the classes that lost in the report, or evaluate on more samples."),
     "baseline": (

@@ -41,8 +41,8 @@ h1 .badge { padding: 3px 14px; font-size: 15px; }
 .pass { color: var(--pass); background: var(--pass-bg); }
 .fail, .failed { color: var(--fail); background: var(--fail-bg); }
 .inconclusive { color: var(--inconclusive); background: var(--inconclusive-bg); }
-.done { color: var(--done); } .cached, .skipped { color: var(--soft); }
-.done, .cached, .skipped { border: 1px solid var(--line); }
+.done { color: var(--done); } .cached, .skipped, .unneeded { color: var(--soft); }
+.done, .cached, .skipped, .unneeded { border: 1px solid var(--line); }
 details { border-top: 1px solid var(--line); padding: 10px 0; }
 details:first-of-type { border-top: 0; padding-top: 0; } details:last-of-type { padding-bottom: 0; }
 summary { cursor: pointer; } summary .badge { margin-right: 8px; } details table { margin-top: 6px; }

@@ -68,7 +68,7 @@ def render(report: Report, console: Console) -> None:
         console.print(table(report, console.width))
         console.print()
     for row in report.rows:
-        for line, style, indent in _explanation(row, alone=len(report.rows) == 1):
+        for line, style, indent in (*_explanation(row, alone=len(report.rows) == 1), *_made(row), *_slower(row)):
             say(line, style=style, indent=indent)
     for stage in wording.failed(report):
         for line, style, indent in _failure(stage):
@@ -87,6 +87,17 @@ def _explanation(row: Row, *, alone: bool) -> list[tuple[str, str, int]]:
         heading,
         *((finding.reason if finding.budget == wording.WHOLE_ROW else f"{finding.budget}: {finding.reason}", "", 2) for finding in found),
     ]
+
+
+def _slower(row: Row) -> list[tuple[str, str, int]]:
+    """Says that a row is slower than its float twin, whatever its budgets allow."""
+    line = wording.slower_line(row)
+    return [(f"slower: {wording.place(row)}", "yellow", 0), (line, "", 2)] if line else []
+
+
+def _made(row: Row) -> list[tuple[str, str, int]]:
+    """Says how a row's file was chosen or repaired."""
+    return [(f"made: {wording.place(row)}", "", 0), *((line, "dim", 2) for line in row.made)] if row.made else []
 
 
 def _failure(stage: StageRecord) -> list[tuple[str, str, int]]:

@@ -22,6 +22,7 @@ from toolkit.figures import (
     show_ratio,
     show_size,
 )
+from toolkit.suspects import RESPONSIBLE, show_slower
 
 WHOLE_ROW = "row"
 # Said in the tables alone: that a framework is absent, or a route was not needed, is no fault of any route.
@@ -100,6 +101,8 @@ def evidence_of(row: Row) -> tuple[tuple[str, str], ...]:
         found += [("p50", show_p50(timed)), ("p90", show_p90(timed)), ("p99", show_p99(timed))]
         found += [("median / float twin", show_ratio(timed))] if timed.ratio_to_float is not None else []
         found += [("noise (A/A)", show_noise(timed))] if timed.noise is not None else []
+    if row.slower:
+        found.append(("slower than float", show_slower(row.slower)))
     if row.roofline:
         found.append(("roofline", roofline_line(row.roofline)))
     if row.cold:
@@ -107,6 +110,17 @@ def evidence_of(row: Row) -> tuple[tuple[str, str], ...]:
     if row.memory:
         found.append(("memory", memory_line(row.memory)))
     return tuple(found)
+
+
+def made_line(row: Row) -> str:
+    """Says how a file came about, where something was chosen or repaired."""
+    return "; ".join(row.made)
+
+
+def slower_line(row: Row) -> str:
+    """Says how much slower than its float twin a row is, and which operators are responsible, unless a finding does; empty where it is not."""
+    named = any(f"; {RESPONSIBLE}: " in finding.reason for finding in row.findings)
+    return show_slower(row.slower, why=not named) if row.slower else ""
 
 
 def flips_line(flips: Flips) -> str:

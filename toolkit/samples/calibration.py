@@ -1,7 +1,6 @@
 """Stage: chooses the samples that activation ranges are computed from, and refuses ones that would ruin them.
 
-Quantizers accept NaN, images in 0..255 where the model saw 0..1, or one sample 200 times; the int8 model is then wrong
-without a word. Samples come from the training split, never from the one that accuracy is measured on.
+What is refused is in :mod:`toolkit.samples.lint`. Samples come from the training split, never from the one that accuracy is measured on.
 """
 
 from __future__ import annotations
@@ -15,15 +14,19 @@ import numpy as np
 from toolkit.dataset import Dataset, load
 from toolkit.errors import ConfigError, InputRejected
 from toolkit.job import Facts, Job
-from toolkit.samples.checks import check_dtypes, check_finite, class_counts, ranges
+from toolkit.samples import lint
+from toolkit.samples.checks import check_dtypes, class_counts, ranges
 
 
 def run(job: Job) -> Facts:
     """Chooses, checks and writes the folder ``calibration/``, without labels.
 
     Args:
-        job: Input is ``samples`` (an ``.npz`` file or a folder of ``.npy`` files). Options: ``samples`` (how many to take),
-            ``min_samples``, ``selection`` (``stratified`` or ``random``), ``seed`` and ``value_range`` (``[low, high]`` or ``None``).
+        job: Input is ``samples`` (an ``.npz`` file or a folder of ``.npy`` files). Where there are any, ``evaluation``: samples that
+            accuracy is measured on, none of which may be among them; ``reference``: samples that are known to be prepared as the model
+            wants them, for which those of the evaluation stand in. Options: ``samples`` (how many to take), ``min_samples``, ``selection``
+            (``stratified`` or ``random``), ``seed``, ``value_range`` (``[low, high]`` or ``None``), ``allow_noise``, and ``classes``: names
+            of all classes, or how many there are; those of the evaluation otherwise.
 
     Returns:
         ``n``, ``selection``, ``per_class`` (by class index; empty without labels, see
@@ -31,24 +34,26 @@ def run(job: Job) -> Facts:
         (smallest and largest value by column) and ``notes``.
 
     Raises:
-        InputRejected: Too few samples, NaN or Inf, values outside of the range, or samples that carry no information.
+        InputRejected: Too few samples, NaN or Inf, values outside of the range or unlike the reference, samples that carry no information,
+            that are noise, that are evaluated on, or that show less than half of the classes.
         ConfigError: The options contradict each other.
     """
     options = job.options
     data = load(job.inputs["samples"])
     _check_available(data, options)
     check_dtypes(data)
-    check_finite(data)
-    _check_range(data, options.get("value_range"))
+    lint.check_range(lint.finite_ranges(data), options.get("value_range"), data.where)
+    evaluation = load(job.inputs["evaluation"]) if "evaluation" in job.inputs else None
+    notes = lint.check_apart(data, evaluation) if evaluation else []
     selection = options.get("selection", "stratified")
-    notes = []
     if selection == "stratified" and not _one_class_each(data):
         selection = "random"
         missing = "no labels" if data.label is None else "not one class each"
         notes.append(f"samples have {missing}: rows are chosen at random instead of class by class")
     rows = choose(len(data), data.label if selection == "stratified" else None, int(options["samples"]), int(options.get("seed", 0)))
     chosen = data.take(rows)
-    _check_variety(chosen)
+    notes += lint.check_chosen(chosen, allow_noise=bool(options.get("allow_noise")))
+    notes += _compare(job, chosen, evaluation)
     Dataset(chosen.columns, None, chosen.where).write(job.out / "calibration")
     return {
         "n": len(chosen),
@@ -118,42 +123,18 @@ def _check_available(data: Dataset, options: Mapping[str, Any]) -> None:
         raise InputRejected(f"has {len(data)} samples, calibration needs at least {needed}", where=data.where, hint="give more training samples")
 
 
-def _check_range(data: Dataset, allowed: Sequence[float] | None) -> None:
-    if allowed is None:
-        return
-    low, high = allowed
-    for name, (smallest, largest) in ranges(data).items():
-        if smallest < low or largest > high:
-            raise InputRejected(
-                f"column {name!r} has values {smallest:g}..{largest:g}, the recipe says {low:g}..{high:g}",
-                where=data.where,
-                hint="prepare calibration samples like the training samples, for example divide 8-bit images by 255",
-            )
-
-
-def _check_variety(data: Dataset) -> None:
-    """Refuses samples that cannot show what activations look like."""
-    digests = data.digests()
-    distinct = len(set(digests))
-    if len(data) > 1 and distinct == 1:
-        raise InputRejected(f"all {len(data)} calibration samples are identical", where=data.where, hint="give real samples")
-    if (len(data) - distinct) * 2 > len(data):
-        raise InputRejected(
-            f"{len(data) - distinct} of {len(data)} calibration samples repeat another one, expected at most half",
-            where=data.where,
-            hint="give more different samples",
-        )
-    for name in _signal_columns(data):
-        flat = data.columns[name].reshape(len(data), -1)
-        if flat.shape[1] > 1 and bool((flat == flat[:, :1]).all()):
-            found = f"column {name!r}: every one of the {len(data)} calibration samples is constant"
-            raise InputRejected(found, where=data.where, hint="check the code that prepares samples")
-
-
-def _signal_columns(data: Dataset) -> list[str]:
-    """Names the columns that must vary inside a sample: the float ones, or a lone one. Masks and token types may be all ones."""
-    floats = [name for name, column in data.columns.items() if column.dtype.kind == "f"]
-    return floats or (list(data.columns) if len(data.columns) == 1 else [])
+def _compare(job: Job, chosen: Dataset, evaluation: Dataset | None) -> list[str]:
+    """Holds the chosen samples against what is known of the right ones: their ranges, and their classes."""
+    reference = load(job.inputs["reference"]) if "reference" in job.inputs else evaluation
+    called = "reference" if "reference" in job.inputs else "evaluation"
+    notes = lint.check_like(chosen, reference, called) if reference else []
+    if reference is None and job.options.get("value_range") is None:
+        notes += lint.check_bytes(chosen)
+    classes = job.options.get("classes")
+    names: Sequence[str] = () if classes is None or isinstance(classes, int) else classes
+    told = evaluation if evaluation is not None and _one_class_each(evaluation) else None
+    known = range(classes if isinstance(classes, int) else len(names)) or (sorted(class_counts(told.label)) if told else ())
+    return notes + (lint.check_classes(chosen.label, known, names, chosen.where) if known else [])
 
 
 def _one_class_each(data: Dataset) -> bool:

@@ -1,0 +1,57 @@
+"""Holds a comparison against its targets: no worse than the best peer, and repaired wherever a peer can do it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from toolkit.stats.proportions import paired_difference_interval
+
+OURS = "ours, "
+REPAIRED = "ours, ladder"
+_NEAR, _REPAIRED = 0.01, 0.005
+
+
+def judge(rows: list[dict[str, Any]]) -> list[str]:
+    """Says of each network and format whether the targets hold, a sentence each.
+
+    Args:
+        rows: Those of one run; ``right`` is which samples a file gets right, a digit each.
+    """
+
+    def key(row: dict[str, Any]) -> tuple[str, str]:
+        return row["network"], row["format"]
+
+    return [line for (network, format), group in groupby(rows, key) for line in _judge(f"{network}, {format}", list(group))]
+
+
+def _judge(what: str, rows: list[dict[str, Any]]) -> list[str]:
+    made = [row for row in rows if "reason" not in row]
+    ours, peers = [row for row in made if row["maker"].startswith(OURS)], [row for row in made if not row["maker"].startswith(OURS)]
+    failed = [f"{what}: MISSED, {row['maker']} made no file: {row['reason']}" for row in rows if "reason" in row and row["maker"].startswith(OURS)]
+    if not peers:
+        return failed
+    best = max(peers, key=lambda row: row["accuracy"][0])
+    return failed + [_beside(what, row, best) for row in ours if row["maker"] != "ours, static"] + _repaired(what, ours, best)
+
+
+def _beside(what: str, mine: dict[str, Any], best: dict[str, Any]) -> str:
+    value, low, high = difference(mine["right"], best["right"])
+    verdict, points = "MISSED" if high < 0 else "holds", f"{100 * value:+.2f} pp [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{what}: {verdict}, {mine['maker']} {points} to {best['maker']}, the best peer, n={mine['n']}"
+
+
+def _repaired(what: str, ours: list[dict[str, Any]], best: dict[str, Any]) -> list[str]:
+    repaired = next((row for row in ours if row["maker"] == REPAIRED), None)
+    if repaired is None or best["change"][0] < -_NEAR:
+        return []
+    verdict = "holds" if repaired["change"][0] >= -_REPAIRED else "MISSED"
+    return [f"{what}: {verdict}, {REPAIRED} {100 * repaired['change'][0]:+.2f} pp to float, where {best['maker']} is within a point"]
+
+
+def difference(mine: str, other: str) -> tuple[float, float, float]:
+    """The paired difference of two accuracies with its 95 % interval."""
+    a, b = (np.array(list(one)) == "1" for one in (mine, other))
+    return paired_difference_interval(int((a & b).sum()), int((b & ~a).sum()), int((a & ~b).sum()), int((~a & ~b).sum()))
