@@ -77,3 +77,69 @@ def test_half_of_what_int8_loses_comes_back(digits, tmp_path):
         lost = plain["float"] - plain[format]
         assert trained[format] - plain[format] >= 0.5 * lost
         assert trained[format] > longer[format], "it is the rounding that helps, and not the training alone"
+
+
+PROJECT = """
+schema = 1
+name = "bad"
+task = "image-classification"
+targets = ["desktop-ort", "desktop-litert"]
+
+[data]
+train = "train.npz"
+eval = "eval.npz"
+
+[model]
+factory = "network:build"
+weights = "start.safetensors"
+
+[finetune]
+strategy = "head"
+epochs = 24
+learning_rate = 5e-3
+threads = 1
+
+[quantize]
+rungs = ["qat"]
+
+[budgets]
+max_drop = "1pp"
+"""
+
+NETWORK = """
+from torch import nn
+
+def build():
+    def separable(before, after):
+        depthwise = nn.Conv2d(before, before, 3, padding=1, groups=before, bias=False)
+        return [depthwise, nn.BatchNorm2d(before), nn.ReLU(), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+    first = [nn.Conv2d(1, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
+    body = [*separable(24, 32), *separable(32, 48), nn.MaxPool2d(2), *separable(48, 64)]
+    return nn.Sequential(*first, *body, nn.Flatten(), nn.Linear(1024, 10)).eval()
+"""
+
+
+def test_the_last_rung_trains_where_nothing_else_may_be_tried(digits, tmp_path):
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch.manual_seed(0)
+    start = rescaled(toolkit.finetune(build(), digits["train"], epochs=15, learning_rate=5e-3, threads=1).model, 6.0)
+    project = tmp_path / "project"
+    project.mkdir()
+    safetensors.save_file(start.state_dict(), project / "start.safetensors")
+    for name, columns in digits.items():
+        np.savez(project / f"{name}.npz", **columns)
+    (project / "edgekit.toml").write_text(PROJECT)
+    (project / "network.py").write_text(NETWORK)
+    run = toolkit.run(project, store=toolkit.Store(tmp_path / "store"))
+    int8 = [row for row in run.report.rows if row.scheme == "static_wi8_ai8"]
+    assert len(int8) == 2
+    for row, artifact in zip(int8, [one for one in run.artifacts if one.scheme == "static_wi8_ai8"], strict=True):
+        ladder = artifact.manifest.evidence["ladder"]
+        assert [one["rung"] for one in ladder["rungs"]] == ["default", "qat"]
+        assert ladder["taken"] == ["qat"]
+        before, after = (one["drop"][0] for one in ladder["rungs"])
+        assert after < before / 2
+        assert row.change.value < 0
+        assert "repaired by qat" in row.made[0]

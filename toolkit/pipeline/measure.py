@@ -127,7 +127,7 @@ def benchmark(
     curve = results["curve"].facts if "curve" in results else {}
     notes = benchmark_notes(_ROLES.candidate, results["benchmark"].facts, results["coldstart"].facts, curve)
     measured = _machine(place, results)
-    why = slower.explain(opened.path, measured["latency_ms"], place, store, listener) if _is_quantized(opened) else None
+    why = slower.explain(opened.path, measured["latency_ms"], place, store) if _is_quantized(opened) else None
     record = {"curve": curve_records(curve), "notes": notes, "slower": why, **measured}
     return Benchmark(artifact=opened.path.name, runtime=place.runtime, target=place.name, **record)
 
@@ -188,7 +188,7 @@ def check(
         results = run_steps([*_evaluation_steps(opened, samples, place, reference, question, store), *timing], store, listener)
     refuse_unmeasured(limits, results["evaluate"].facts)
     measured = _machine(place, results)
-    why = slower.explain(opened.path, measured.get("latency_ms"), place, store, listener) if _is_quantized(opened) else None
+    why = slower.explain(opened.path, measured.get("latency_ms"), place, store) if _is_quantized(opened) else None
     row = make_row(
         opened.path.name,
         opened.format,

@@ -81,7 +81,7 @@ def run(
     deliver.check_output(folder, plan.folder)
     committed = baselines.load(Path(baseline)) if baseline is not None else None
     results = _execute(plan, store, listener, jobs)
-    report = _held(make_report(plan, results, store, listener), plan, results, committed)
+    report = _held(make_report(plan, results, store), plan, results, committed)
     artifacts = _deliver(plan, results, folder)
     companions.copy(results, folder)
     write_reports(report, folder)
@@ -113,7 +113,7 @@ def check_project(
     plan = plan_project(project)
     committed = baselines.load(Path(baseline)) if baseline is not None else None
     results = _execute(plan, store, listener, jobs)
-    return _held(make_report(plan, results, store, listener), plan, results, committed)
+    return _held(make_report(plan, results, store), plan, results, committed)
 
 
 def evidence_of(
@@ -126,7 +126,7 @@ def evidence_of(
     """
     plan = plan_project(project)
     results = _execute(plan, store, listener, jobs)
-    return make_report(plan, results, store, listener), _outcomes(plan, results)
+    return make_report(plan, results, store), _outcomes(plan, results)
 
 
 def plan_project(project: str | Path) -> Plan:
@@ -158,9 +158,9 @@ def exit_code(report: Report, *, strict: bool = False) -> int:
     return EXIT_INCONCLUSIVE if strict and report.verdict is Verdict.INCONCLUSIVE else EXIT_PASS
 
 
-def make_report(plan: Plan, results: Mapping[str, Result], store: Store | None = None, listener: Listener | None = None) -> Report:
+def make_report(plan: Plan, results: Mapping[str, Result], store: Store | None = None) -> Report:
     """Judges every row of a plan; a file that was slower than its float twin is profiled once more."""
-    rows = tuple(_row(plan, row, results, store, listener) for row in plan.rows)
+    rows = tuple(_row(plan, row, results, store) for row in plan.rows)
     return Report(
         schema=2,
         project=plan.project.name,
@@ -202,7 +202,7 @@ def _raise_if_nothing_came_out(plan: Plan, results: Mapping[str, Result]) -> Non
             raise error
 
 
-def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result], store: Store | None, listener: Listener | None) -> Row:
+def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result], store: Store | None) -> Row:
     candidate, target = row.candidate, row.target
     made, evaluated = results[candidate.step], results[row.evaluate]
     timed, cold, roofline = results[row.benchmark], results[row.cold], results[row.roofline]
@@ -211,7 +211,7 @@ def _row(plan: Plan, row: RowPlan, results: Mapping[str, Result], store: Store |
     machine = machine_records(candidate.file, timed.facts, cold.facts, roofline.facts, target.stand_in)
     is_own_twin = candidate.file == candidate.twin
     latency, model = machine.get("latency_ms"), made.folder / model_file(candidate.format) if made.folder else None
-    why = slower.explain(model, latency, target, store, listener) if model and not is_own_twin else None
+    why = slower.explain(model, latency, target, store) if model and not is_own_twin else None
     return make_row(
         candidate.file,
         candidate.format,

@@ -14,7 +14,6 @@ from toolkit.contents import Contents
 from toolkit.errors import ToolkitError
 from toolkit.figures import Latency, OperatorTime
 from toolkit.pipeline import profile
-from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.single import on_disk, open_model, run_steps, runtime_of
 from toolkit.store import Store
 from toolkit.suspects import Slower
@@ -22,7 +21,7 @@ from toolkit.suspects import Slower
 _SECONDS = 0.5
 
 
-def explain(model: Path, latency: Latency | None, target: Target, store: Store | None = None, listener: Listener | None = None) -> Slower | None:
+def explain(model: Path, latency: Latency | None, target: Target, store: Store | None = None) -> Slower | None:
     """Looks for the operators that are responsible, where a file was measured slower than its float twin.
 
     The file is profiled once more only then, on the target's runtime and with random samples.
@@ -32,7 +31,6 @@ def explain(model: Path, latency: Latency | None, target: Target, store: Store |
         latency: What was measured, beside its twin.
         target: Where.
         store: Where the reading of the file is kept.
-        listener: Who hears about progress.
 
     Returns:
         How much slower it is, and why; ``None`` where it is not.
@@ -46,11 +44,11 @@ def explain(model: Path, latency: Latency | None, target: Target, store: Store |
         opened, contents = open_model(model, store)
     except ToolkitError:  # a plugin's format without a reader: the figures stand, nobody can say why
         return Slower(ratio=ratio, low=low, high=high)
-    found = suspects(contents, _profile(opened, contents, target, store, listener))
+    found = suspects(contents, _profile(opened, contents, target, store))
     return Slower(ratio=ratio, low=low, high=high, suspects=tuple(found))
 
 
-def _profile(opened: Artifact, contents: Contents, target: Target, store: Store | None, listener: Listener | None) -> list[OperatorTime] | None:
+def _profile(opened: Artifact, contents: Contents, target: Target, store: Store | None) -> list[OperatorTime] | None:
     """Times of the operators; ``None`` where the runtime cannot tell."""
     try:
         runtime = runtime_of(target, opened)
@@ -58,7 +56,7 @@ def _profile(opened: Artifact, contents: Contents, target: Target, store: Store 
             return None
         with on_disk(random_samples(contents.signature)) as samples:
             wanted = profile.step(opened, samples, target, runtime, _SECONDS)
-            facts = run_steps([wanted], store, listener)[wanted.id].facts
+            facts = run_steps([wanted], store, None)[wanted.id].facts
     except ToolkitError:
         return None
     return [OperatorTime.model_validate(operator) for operator in facts["operators"]]
