@@ -245,7 +245,11 @@ def _replace_folder(source: Path, out: Path) -> None:
 
 def _evidence(facts: Facts) -> dict[str, Any]:
     """What was measured or decided while the file was made, without what the manifest says elsewhere."""
-    return {name: value for name, value in facts.items() if name not in {"signature", "made_by", "versions", "format"}}
+    kept = {name: value for name, value in facts.items() if name not in {"signature", "made_by", "versions", "format"}}
+    if "ladder" in kept:  # without times, which differ from run to run
+        rungs = [{name: value for name, value in one.items() if name != "seconds"} for one in kept["ladder"]["rungs"]]
+        kept["ladder"] = {**kept["ladder"], "rungs": rungs}
+    return kept
 
 
 def _attempts(result: Result) -> dict[str, Any]:

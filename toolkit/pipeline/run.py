@@ -237,7 +237,9 @@ def _twin_size_bytes(plan: Plan, row: RowPlan, results: Mapping[str, Result]) ->
 
 
 def _all_cached(plan: Plan, step: str, results: Mapping[str, Result]) -> bool:
-    """Whether a step and everything before it came from the store."""
+    """Whether a step and everything before it came from the store; what nothing called for does not count."""
+    if results[step].record.status == "unneeded":
+        return True
     upstream = next(planned for planned in plan.steps if planned.id == step).upstream
     return results[step].cached and all(_all_cached(plan, id, results) for id in upstream)
 
