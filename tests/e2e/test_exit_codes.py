@@ -163,8 +163,8 @@ def _image(**change):
         ({"label": np.arange(40) % 10}, "no input columns"),
         (_image(image=np.zeros((0, 1, 8, 8), np.float32), label=np.zeros(0, np.int64)), "no samples"),
         (_image(image=np.full((40, 1, 8, 8), np.nan, np.float32)), "nan"),
-        (_image(image=np.random.default_rng(0).random((40, 3, 8, 8), np.float32)), "[3, 8, 8]"),
-        (_image(image=np.random.default_rng(0).random((40, 1, 8, 8))), "float64"),
+        (_image(image=_image()["image"].repeat(3, 1)), "[3, 8, 8]"),
+        (_image(image=_image()["image"].astype(np.float64)), "float64"),
         (_image(image=np.zeros((40, 1, 8, 8), np.float32)), "identical"),
     ],
 )

@@ -85,6 +85,7 @@ def quantize(
     schemes = among if scheme == AUTO else (scheme,)
     makers = {one: plugins.quantizer(format, one) for one in schemes}
     options: dict[str, Any] = {"format": format, "scheme": scheme, "method": recipe.method, "per_channel": recipe.per_channel}
+    options |= {} if scheme == AUTO else {"quantizer": makers[scheme].name}
     options |= in_layout(layout) | ({"among": list(among)} if scheme == AUTO else {}) | (repair.options() if repair else {})
     needs, files = wire("model", model)
     if calibration and (repair or calibrated(format, scheme, among)):

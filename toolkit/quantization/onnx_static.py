@@ -100,6 +100,7 @@ def quantize(model: Any, ranges: Ranges, scheme: Scheme, kept: Collection[str], 
     with _quiet():
         library = _library(model, every, scheme, kept, per_channel=per_channel, reduce_range=reduce_range)
         library.quantize_model()
+    library.model.topological_sort()
     return library.model.model
 
 
