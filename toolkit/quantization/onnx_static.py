@@ -39,19 +39,25 @@ def left_in_float(model: Any, kept: Collection[str], rewritten: Collection[str] 
         kept: Names of nodes that stay float.
         rewritten: Names of nodes that :mod:`toolkit.quantization.onnx_integer` is going to write as others.
     """
+    floats = float_out(model)
     operators = [
         Operator(
             reads=reads(node),
             writes=tuple(node.output),
             able=(node.op_type in OPERATORS or node.name in rewritten) and node.name not in kept,
             core=node.op_type in _CORE and node.name not in kept,
-            float_out=node.op_type in _FLOAT_OUT,
+            float_out=node.op_type in floats,
         )
         for node in model.graph.node
     ]
     constants = {tensor.name for tensor in model.graph.initializer}
     joined = join(operators, constants=constants, inputs={value.name for value in model.graph.input})
     return [node.name for node, is_joined in zip(model.graph.node, joined, strict=True) if not is_joined]
+
+
+def float_out(model: Any) -> tuple[str, ...]:
+    """Operators that give float: matrix products, but for the dense layers of a convolutional network, which then is int8 up to its output."""
+    return tuple(name for name in _FLOAT_OUT if name != "Gemm" or not any(node.op_type == "Conv" for node in model.graph.node))
 
 
 def reads(node: Any) -> frozenset[str]:
@@ -111,7 +117,7 @@ def _library(model: Any, ranges: Ranges, scheme: Scheme, kept: Collection[str], 
 
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     wide = scheme.activation_bits == 16
-    options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": False, "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUT)}
+    options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": False, "OpTypesToExcludeOutputQuantization": list(float_out(model))}
     if wide:  # with activations this fine, an integer bias would not fit into 32 bits
         options["QuantizeBias"] = False
     return QDQQuantizer(

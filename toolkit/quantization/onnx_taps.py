@@ -18,7 +18,6 @@ from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.quantization import onnx_integer, onnx_prepared, onnx_static
 
 _PASSING = {"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Pad", "Resize"}
-_FLOAT_OUT = {"Gemm", "MatMul"}
 _ACTIVATIONS = {"Relu", "Clip"}
 _FUSING = {"Conv", "Gemm", "MatMul", "Add", "Mul"}
 _BLOCKED = {"Conv", "Relu", "Clip", "Add", "Mul", "Sum", "BatchNormalization", "HardSwish", "Sigmoid", "HardSigmoid", "Concat", "AveragePool"}
@@ -92,13 +91,14 @@ class Graph:
         """
         again = onnx_integer.rewritten(self._inferred)
         left = set(onnx_static.left_in_float(self._inferred, (), again))
+        floats = onnx_static.float_out(self.onnx)
         joined = [node for node in self.onnx.graph.node if node.name not in left - again]
         found = [name for name in self.inputs() if self._is_activation(name)]
-        computed = {name for node in joined for name in node.output if node.op_type not in _FLOAT_OUT}
+        computed = {name for node in joined for name in node.output if node.op_type not in floats}
         for node in joined:
             reads = set(node.input[:1]) if node.name in again else onnx_static.reads(node)
             found += [name for name in node.input if name in reads and name not in computed and not self._is_fused(name, left)]
-            passing = node.op_type in _PASSING or node.op_type in _FLOAT_OUT
+            passing = node.op_type in _PASSING or node.op_type in floats
             found += [] if passing else [name for name in node.output if not self._is_fused(name, left)]
         return tuple(dict.fromkeys(name for name in found if self._is_activation(name)))
 
