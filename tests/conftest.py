@@ -4,6 +4,8 @@ import contextlib
 import signal
 from importlib.util import find_spec
 
+import pytest
+
 # Whoever starts a job in the background of a shell makes it deaf to Ctrl-C, and so all of its children; some tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -12,3 +14,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if find_spec("tensorflow") and find_spec("triton"):
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def plain_output():
+    """A test that calls the command line in this process leaves no output format behind for the next one."""
+    from toolkit.cli import common
+
+    before = dict(common._state)
+    yield
+    common._state.update(before)
