@@ -83,3 +83,18 @@ def test_the_evidence_can_be_read_back_from_the_manifest(tmp_path, samples):
     document = json.loads((tmp_path / "x.onnx.manifest.json").read_text())
     assert made.scheme == document["scheme"] == document["evidence"]["auto"]["scheme"] == "static_wi8_ai8"
     assert np.isfinite(document["evidence"]["ranges"]["median"])
+
+
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_auto_repairs_what_collapses_without_a_budget(tmp_path, samples, format):
+    good, bad, held = mobile(tmp_path, format), tmp_path / f"bad.{format}", samples["eval"]
+    rescale(good, bad, spread=5)
+    given = {"scheme": "auto", "calibration": samples["calibration"], "search": samples["search"], "store": Store(tmp_path / "store")}
+    plain = toolkit.quantize(bad, **given, rungs=[], output=tmp_path / f"plain.{format}")
+    made = toolkit.quantize(bad, **given, output=tmp_path / f"made.{format}")
+    ladder = made.manifest.evidence["ladder"]
+    assert "ladder" not in plain.manifest.evidence
+    assert share_right(plain.path, held) < share_right(good, held) - 0.1
+    assert share_right(made.path, held) > share_right(good, held) - 0.015
+    assert (ladder["asked"], ladder["held"]) == (False, True)
+    assert "equalization" in ladder["taken"]

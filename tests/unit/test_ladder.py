@@ -122,6 +122,7 @@ def test_a_report_says_how_a_file_came_about():
         "sqnr_db": 33.0,
         "n": 512,
         "max_drop": 0.01,
+        "asked": True,
     }
     facts = {"ladder": climbed, "auto": {"scheme": "static_wi8_ai8", "why": "most of it is convolutions"}, "label": {"kept_float": ["stem"]}}
     assert made_lines(facts) == (

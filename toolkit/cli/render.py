@@ -61,7 +61,9 @@ def _of_quantization(evidence: Mapping[str, Any]) -> dict[str, object]:
 def ladder_lines(climbed: Mapping[str, Any]) -> list[str]:
     """Says what the repair ladder tried, a line each, and where it ended."""
     lines = [_tried(one) for one in climbed["rungs"]]
-    allowed = f"{climbed['max_drop'] * 100:g} points allowed, n={climbed['n']} search samples"
+    if not climbed["asked"] and climbed["held"] and len(lines) == 1:
+        return [*lines, "nothing to repair"]
+    allowed = f"{climbed['max_drop'] * 100:g} points {'allowed' if climbed['asked'] else 'aimed at'}, n={climbed['n']} search samples"
     taken = ", ".join(climbed["taken"])
     return [*lines, f"taken: {taken} ({allowed})" if climbed["held"] else f"nothing held ({allowed}); the best: {taken}"]
 

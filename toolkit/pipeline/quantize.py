@@ -44,7 +44,8 @@ def quantize(
     Args:
         artifact: The float model: a file, or what :func:`toolkit.export` returned.
         scheme: ``static_wi8_ai8``, ``dynamic_wi8``, or another that the format's quantizer makes; ``auto`` chooses between these two by
-            what the model consists of, and measures both where there are samples.
+            what the model consists of, measures both where there are samples, and climbs the cheap rungs of the ladder where the choice loses
+            more than a point.
         calibration: Representative samples by input name, ``[n x ...]`` each, or a path to them. Keep them apart from
             what the model is evaluated on. Needed for static schemes.
         recipe: Shipped calibration recipe, or a path to a ``.toml`` file.

@@ -26,7 +26,7 @@ class Repair:
         threads: Threads of one inference.
         task: What the model does.
         output: Name of the output that answers; the first one where it is ``None``.
-        max_drop: Largest loss of right answers; ``None`` where nothing is repaired.
+        max_drop: Largest loss of right answers; ``None`` where there is no budget, and only ``auto`` repairs.
         rungs: What may be tried.
     """
 
@@ -40,9 +40,9 @@ class Repair:
 
     def options(self) -> dict[str, Any]:
         """What of it decides the output, as plain values."""
-        said = {"runtime": self.runtime.name, "threads": self.threads, "task": self.task}
+        said: dict[str, Any] = {"runtime": self.runtime.name, "threads": self.threads, "task": self.task, "rungs": list(self.rungs)}
         if self.max_drop is not None:
-            said |= {"max_drop": self.max_drop, "rungs": list(self.rungs)}
+            said["max_drop"] = self.max_drop
         return said | ({"output": self.output} if isinstance(self.output, str) else {})
 
 
@@ -164,7 +164,7 @@ def repair(project: Project, targets: Sequence[Target], format: str, scheme: str
         project.task,
         output,
         min(limits) if repaired else None,
-        project.quantize.rungs,
+        project.quantize.rungs if project.quantize.repair else (),
     )
 
 

@@ -80,7 +80,7 @@ def made_lines(facts: Facts) -> tuple[str, ...]:
         after = f"{100 * climbed['drop'][0]:z.1f} points lost, {climbed['sqnr_db']:.0f} dB, n={climbed['n']} search samples"
         if steps:
             lines.append(f"repaired by {', '.join(steps)}: {before} before, {after} after")
-        if not climbed["held"]:
+        if climbed["asked"] and not climbed["held"]:
             lines.append(f"no repair held {100 * climbed['max_drop']:g} points on the search samples: {after}")
     if kept := facts.get("label", {}).get("kept_float"):
         lines.append(f"{len(kept)} layers are float, as the label says")

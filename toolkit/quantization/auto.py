@@ -27,6 +27,10 @@ _ROUNDS, _WARM = 15, 5
 _FASTER = 0.9
 _WORSE = 0.005
 _WORSE_DB = 6.0
+AIM = 0.01
+"""Loss of right answers that ``auto`` repairs without being asked to."""
+QUICK = ("range_method", "equalization", "bias_correction")
+"""Rungs that it climbs for that: they take seconds, and the file stays integer and as fast."""
 
 
 @dataclass(frozen=True)

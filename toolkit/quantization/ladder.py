@@ -52,6 +52,7 @@ class Climb:
         judged: How it did on the search split.
         held: Whether that holds the budget.
         max_drop: The budget.
+        asked: Whether it is the user's, or what ``auto`` aims at on its own.
         error: Why there is no file yet.
         tried: Every file, in order.
         skipped: Rungs that had nothing to change.
@@ -62,6 +63,7 @@ class Climb:
     judged: Judged
     held: bool
     max_drop: float
+    asked: bool = True
     error: ToolkitError | None = None
     tried: list[Tried] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -74,6 +76,7 @@ class Climb:
         """All of it as plain values."""
         return {
             "max_drop": self.max_drop,
+            "asked": self.asked,
             "n": self.judged.n,
             "held": self.held,
             "drop": list(self.judged.drop),

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from toolkit.dataset import Dataset
 from toolkit.errors import ConfigError, InputRejected, StageFailed, ToolkitError
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.plugins import Quantizer
-from toolkit.quantization import litert_nodes, tflite_file
+from toolkit.quantization import litert_nodes, tflite_file, tflite_pads
 from toolkit.quantization.calibrated import METHODS, find_ranges
 from toolkit.quantization.observe_tflite import complete
 from toolkit.quantization.scheme import Scheme, decode
@@ -30,7 +31,7 @@ class LiteRTQuantizer:
     """Static, dynamic and weight-only integers, and float16 weights."""
 
     name = "litert"
-    version = 2
+    version = 3
     format = "tflite"
     schemes: tuple[str, ...] = (
         "static_wi8_ai8", "static_wi8_ai16", "static_wi4_ai8", "dynamic_wi8", "weight_only_wi8", "weight_only_wi4", "float16",
@@ -71,8 +72,9 @@ class LiteRTQuantizer:
                 hint="set per_channel = true",
             )
         asked = _asked(model, options)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), TemporaryDirectory(prefix=".padded-", dir=out.parent) as folder:
             warnings.simplefilter("ignore", UserWarning)  # the interpreter warns about the mode that calibration needs
+            model = tflite_pads.with_zeros(model, Path(folder) / model.name)
             quantizer = _open(model)
             try:
                 _apply(quantizer, decoded, per_channel)
@@ -85,8 +87,8 @@ class LiteRTQuantizer:
                 raise StageFailed(
                     f"cannot quantize the model to {scheme}: {first_line(error)}", where="ai-edge-quantizer", hint="try another scheme"
                 ) from error
-        out.write_bytes(bytes(result.quantized_model))
-        return _told(model, decoded, asked, layers)
+            out.write_bytes(bytes(result.quantized_model))
+            return _told(model, decoded, asked, layers)
 
 
 QUANTIZER: Quantizer = LiteRTQuantizer()

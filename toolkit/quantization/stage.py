@@ -34,8 +34,8 @@ def run(job: Job) -> Facts:
             ``auto`` are chosen on; ``twin`` where losses count against another float file; ``program``, the captured program that the model
             comes from, for quantizers that start from it. Options ``format``, or ``quantizer`` by name;
             ``scheme``, or ``auto``; ``method`` (how activation ranges are found), ``per_channel``; ``max_drop`` with ``rungs``, the budget
-            that the repair ladder is climbed for; ``runtime``, ``threads``, ``output`` and ``task`` of the search; ``layout`` (the model's,
-            where it is another than the samples').
+            that the repair ladder is climbed for, and what it may try; ``runtime``, ``threads``, ``output`` and ``task`` of the search;
+            ``layout`` (the model's, where it is another than the samples').
 
     Raises:
         ConfigError: There is no such quantizer, scheme or method, or calibration samples are needed and missing.
@@ -63,11 +63,8 @@ def run(job: Job) -> Facts:
 def _made(job: Job, workshop: Workshop, search: Search | None, state: State, contents: Contents | None) -> Facts:
     chosen = _choice(job, workshop, search, state, contents) if contents and state.scheme == auto.AUTO else None
     state = replace(state, scheme=chosen.scheme) if chosen else state
-    found: Climb | None = None
-    if search and job.options.get("max_drop") is not None:
-        rungs = job.options.get("rungs") or list(RUNGS)
-        found = climb(workshop, search, state, max_drop=float(job.options["max_drop"]), rungs=rungs, twin=job.inputs.get("twin"))
-        state = found.state
+    found = _repaired(job, workshop, search, state, chosen is not None) if search else None
+    state = found.state if found else state
     made = found.model if found else workshop.make(state)
     out = job.out / f"model.{workshop.format}"
     modelfile.copy(made, out)
@@ -75,11 +72,24 @@ def _made(job: Job, workshop: Workshop, search: Search | None, state: State, con
     out.with_name(LABEL).write_text(json.dumps(label, indent=1) + "\n", encoding="utf-8")
     job.progress(1, 1, f"{modelfile.size_bytes(out):,} bytes")
     return (
-        {"label": label, "unheld": found is not None and not found.held}
+        {"label": label, "unheld": found is not None and found.asked and not found.held}
         | _facts(job, workshop, state, out)
         | ({"auto": chosen.facts()} if chosen else {})
         | ({"ladder": found.facts()} if found else {})
     )
+
+
+def _repaired(job: Job, workshop: Workshop, search: Search, state: State, chosen: bool) -> Climb | None:
+    """Climbs the ladder for the budget; ``auto`` climbs its cheap rungs where there is none, and its file would lose much."""
+    limit, rungs = job.options.get("max_drop"), job.options.get("rungs", list(RUNGS))
+    if limit is not None:
+        return climb(workshop, search, state, max_drop=float(limit), rungs=rungs, twin=job.inputs.get("twin"))
+    quick = [name for name in auto.QUICK if name in rungs]
+    if not (chosen and quick):
+        return None
+    found = climb(workshop, search, state, max_drop=auto.AIM, rungs=quick)
+    found.asked = False
+    return found
 
 
 def _facts(job: Job, workshop: Workshop, state: State, out: Path) -> Facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
-from toolkit.quantization import tflite_file
+from toolkit.quantization import tflite_file, tflite_pads
 
 Fixed = tuple[float, float]
 
@@ -21,8 +21,6 @@ _SHARING = {
 }  # fmt: skip
 # Operators whose output's scale is a constant of the format (TFLite 8-bit quantization specification).
 _FIXED: dict[str, Fixed] = {"LOGISTIC": (0.0, 1.0), "SOFTMAX": (0.0, 1.0), "TANH": (-1.0, 1.0)}
-_RELUS = {"RELU", "RELU6", "RELU_0_TO_1"}
-_FUSED_RELUS = (1, 3)  # ActivationFunctionType's RELU and RELU6; 2 is RELU_N1_TO_1
 
 
 def sources(content: Any, number: int = 0) -> dict[int, int | Fixed]:
@@ -36,7 +34,8 @@ def sources(content: Any, number: int = 0) -> dict[int, int | Fixed]:
     found: dict[int, int | Fixed] = {int(one): int(one) for one in graph.inputs if _is_float(graph.tensors[one])}
     for operator in graph.operators or ():
         kind = kinds[operator.opcodeIndex]
-        before = next((found[int(one)] for one in operator.inputs if int(one) in found), None) if kind in _SHARING else _FIXED.get(kind)
+        shares = kind in _SHARING or tflite_pads.is_lowest(content, graph, operator, kind)
+        before = next((found[int(one)] for one in operator.inputs if int(one) in found), None) if shares else _FIXED.get(kind)
         for output in operator.outputs:
             if _is_float(graph.tensors[output]):
                 found[int(output)] = int(output) if before is None else before
@@ -73,7 +72,7 @@ class Tapped:
         self.outputs = tuple(int(one) for one in self._graph.outputs if _is_float(self._graph.tensors[one]))
         self.stateful = any(one.isVariable for one in self._graph.tensors)
         self.computed = tuple(one for one in self._sources if 0 not in self.shape(one))
-        self._at_least_zero = frozenset(self._rectified())
+        self._at_least_zero = frozenset(tflite_pads.rectified(self._content, self._graph))
         self._beside: dict[int, list[Any]] = {}
         self._last: list[Any] = []
         self._axes: dict[tuple[int, ...], int] = {}
@@ -118,12 +117,6 @@ class Tapped:
     def at_least_zero(self, number: int) -> bool:
         """Whether a tensor is what a ReLU gives."""
         return number in self._at_least_zero
-
-    def _rectified(self) -> Iterator[int]:
-        kinds = tflite_file.kinds(self._content)
-        for operator in self._graph.operators or ():
-            if kinds[operator.opcodeIndex] in _RELUS or getattr(operator.builtinOptions, "fusedActivationFunction", 0) in _FUSED_RELUS:
-                yield from map(int, operator.outputs)
 
     def reduce(self, kind: str, number: int, *, channels: bool = False) -> int:
         """Adds a reduction of a tensor right behind the operator that computes it, where it is still in the cache.
