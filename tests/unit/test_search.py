@@ -10,7 +10,7 @@ import pytest
 from toolkit.artifact import Signature, TensorSpec
 from toolkit.dataset import Dataset, load
 from toolkit.job import Job
-from toolkit.quantization.search import Judged, Search, lost, right
+from toolkit.quantization.search import Judged, Search, divergence, lost, right
 from toolkit.samples import search as stage
 from toolkit.stats.proportions import paired_difference_interval
 
@@ -98,11 +98,33 @@ def test_a_search_stops_where_the_interval_holds_or_a_clean_output_has_half_the_
 
 
 def test_the_better_file_has_more_right_answers_or_the_cleaner_output():
-    worse, better, cleaner = Judged(9, (0.2, 0, 1), 40.0), Judged(9, (0.1, 0, 1), 10.0), Judged(9, (0.1, 0, 1), 11.0)
+    worse, better, cleaner = (Judged(9, (drop, drop - 0.05, drop + 0.05), db) for drop, db in ((0.2, 40.0), (0.1, 10.0), (0.12, 11.0)))
     assert better.better_than(worse)
-    assert cleaner.better_than(better)
+    assert not worse.better_than(better)
+    assert cleaner.better_than(better)  # a difference of less than the standard error, which is chance
     assert not better.better_than(cleaner)
     assert worse.better_than(None)
+
+
+def test_where_few_answers_change_probabilities_count_more_than_noise_in_scores_that_are_far_ahead():
+    noisy, off = (Judged(500, (0.002, -0.01, 0.014), db, divergence) for db, divergence in ((5.0, 0.011), (16.0, 0.015)))
+    assert noisy.better_than(off)
+    assert not off.better_than(noisy)
+
+
+def test_divergence_is_that_of_scipy():
+    from scipy.special import softmax
+    from scipy.stats import entropy
+
+    expected, found = RNG.normal(size=(2, 50, 7)).astype(np.float32) * 3
+    chances = [softmax(one.astype(np.float64), axis=1) for one in (expected, found)]
+    truth = entropy(chances[0], chances[1], axis=1).mean()
+    assert divergence(expected, found) == pytest.approx(truth, rel=1e-4)
+    assert divergence(*(one.astype(np.float32) for one in chances)) == pytest.approx(truth, rel=1e-3)
+    assert divergence(expected, expected) == 0
+    assert divergence(expected[:, 0], found[:, 0]) is None
+    axis_one = [one.T[None] for one in (expected, found)]  # [n x positions x classes] of token classification
+    assert divergence(*(np.swapaxes(one, 1, 2) for one in axis_one), label=np.zeros((1, 50), int)) == pytest.approx(truth, rel=1e-4)
 
 
 def searched(tmp_path, n=100, calibration=30, **options):

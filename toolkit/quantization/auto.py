@@ -119,8 +119,7 @@ class _Tried:
     def told(self) -> dict[str, Any]:
         if self.judged is None:
             return {"scheme": self.scheme, "reason": self.error.message if self.error else ""}
-        judged = {"n": self.judged.n, "drop": list(self.judged.drop), "sqnr_db": self.judged.sqnr_db}
-        return {"scheme": self.scheme, **judged, "latency_ratio": self.ratio}
+        return {"scheme": self.scheme, **self.judged.facts(), "latency_ratio": self.ratio}
 
 
 def _measure(scheme: str, workshop: Workshop, search: Search, state: State) -> _Tried:

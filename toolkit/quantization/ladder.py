@@ -77,10 +77,8 @@ class Climb:
         return {
             "max_drop": self.max_drop,
             "asked": self.asked,
-            "n": self.judged.n,
+            **self.judged.facts(),
             "held": self.held,
-            "drop": list(self.judged.drop),
-            "sqnr_db": self.judged.sqnr_db,
             "taken": self.taken(),
             "skipped": self.skipped,
             "rungs": [_facts(one) for one in self.tried],
@@ -162,7 +160,7 @@ def _try(workshop: Workshop, search: Search, twin: Path, found: Climb, name: str
         judged = search.judge(made, twin)
     except (InputRejected, StageFailed, UnsupportedOperators) as error:
         return Tried(name, proposal.done, None, False, error.message, _since(started))
-    better = judged.better_than(found.judged)
+    better = judged.holds(found.max_drop) or judged.better_than(found.judged)
     if better:
         found.state, found.model, found.judged, found.error = proposal.state, made, judged, None
         found.held = judged.holds(found.max_drop)
@@ -170,7 +168,7 @@ def _try(workshop: Workshop, search: Search, twin: Path, found: Climb, name: str
 
 
 def _facts(tried: Tried) -> dict[str, Any]:
-    judged = {"n": tried.judged.n, "drop": list(tried.judged.drop), "sqnr_db": tried.judged.sqnr_db} if tried.judged else {"reason": tried.reason}
+    judged = tried.judged.facts() if tried.judged else {"reason": tried.reason}
     return {"rung": tried.rung, "done": list(tried.done), "adopted": tried.adopted, "seconds": tried.seconds, **judged}
 
 

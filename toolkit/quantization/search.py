@@ -22,10 +22,13 @@ LABELLED = (*CLASSIFICATION, "image-segmentation", "token-classification")
 CLEAN_DB = 20.0
 """An output whose noise is a tenth of it."""
 _CLEANER_DB = 0.5
+_CLOSER = 0.95
 _MOST_BYTES = 256 << 20
 _BATCH = 16
 _SPREAD = 0.1
 _Z = 1.959964
+_SUM = 0.02  # int8 probabilities add up to one as well as they can
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,19 @@ class Judged:
         n: Samples.
         drop: Share of right answers that the float model has and this one has not: value, low and high end of the 95 % interval.
         sqnr_db: Signal over quantization noise of the output, in dB.
+        divergence: Mean Kullback-Leibler divergence of its class probabilities from the float model's, in nats; ``None`` where the output has
+            no classes. It tells which of two files is closer where few answers change: noise in a score that is far ahead anyway is in the
+            SQNR, and says nothing.
     """
 
     n: int
     drop: tuple[float, float, float]
     sqnr_db: float
+    divergence: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """It as plain values."""
+        return {"n": self.n, "drop": list(self.drop), "sqnr_db": self.sqnr_db, "divergence": self.divergence}
 
     def holds(self, max_drop: float) -> bool:
         """Whether the search may stop: the interval holds the budget; or the value has half of it to spare, and the output is clean.
@@ -50,8 +61,18 @@ class Judged:
         return self.drop[2] <= max_drop or (self.drop[0] <= max_drop / 2 and self.sqnr_db >= CLEAN_DB)
 
     def better_than(self, other: Judged | None) -> bool:
-        """Whether this is the better file: more right answers, or as many and an output that is cleaner by half a decibel."""
-        return other is None or self.drop[0] < other.drop[0] or (self.drop[0] == other.drop[0] and self.sqnr_db > other.sqnr_db + _CLEANER_DB)
+        """Whether this is the better file: more right answers than chance explains, or about as many and an output that is clearly closer."""
+        if other is None:
+            return True
+        if abs(self.drop[0] - other.drop[0]) > max(self._error(), other._error()):
+            return self.drop[0] < other.drop[0]
+        if self.divergence is not None and other.divergence is not None:
+            return self.divergence < other.divergence * _CLOSER
+        return self.sqnr_db > other.sqnr_db + _CLEANER_DB
+
+    def _error(self) -> float:
+        """Standard error of the loss."""
+        return (self.drop[2] - self.drop[1]) / 2 / _Z
 
 
 @dataclass
@@ -89,7 +110,7 @@ class Search:
             raise InputRejected(what, where=model.name, hint="report it with the model")
         label = self.data.label[: len(expected)] if self.data.label is not None and self.task in LABELLED else None
         reference, candidate = right(expected, label, expected), right(found, label, expected)
-        return Judged(len(expected), lost(reference, candidate), finite_db(sqnr_db(expected, found)))
+        return Judged(len(expected), lost(reference, candidate), finite_db(sqnr_db(expected, found)), divergence(expected, found, label))
 
     def reference(self, twin: Path) -> np.ndarray:
         """The float model's output on the split ``[n x ...]``."""
@@ -141,6 +162,32 @@ def lost(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float, fl
     loss = reference - candidate
     half = _Z * float(loss.std(ddof=1)) / sqrt(len(loss)) if len(loss) > 1 else 1.0
     return float(loss.mean()), float(loss.mean()) - half, float(loss.mean()) + half
+
+
+def divergence(expected: np.ndarray, found: np.ndarray, label: np.ndarray | None = None) -> float | None:
+    """Mean Kullback-Leibler divergence of one output's class probabilities from another's, in nats.
+
+    Args:
+        expected: Scores or probabilities ``[n x ...]`` of the float model.
+        found: Those of the other file.
+        label: The answers, which tell the axis of the classes.
+
+    Returns:
+        ``None`` where the output has no classes.
+    """
+    axis = _class_axis(expected, label)
+    if axis is None:
+        return None
+    told = [_logarithms(one, axis) for one in (expected, found)]
+    return float((np.exp(told[0]) * (told[0] - told[1])).sum(axis).mean())
+
+
+def _logarithms(scores: np.ndarray, axis: int) -> np.ndarray:
+    """Logarithms of probabilities, which a softmax makes of scores that are none yet."""
+    if (scores >= 0).all() and np.allclose(scores.sum(axis), 1, atol=_SUM):
+        return np.log(np.maximum(scores, _LEAST))
+    best: np.ndarray = scores - scores.max(axis, keepdims=True)
+    return np.asarray(best - np.log(np.exp(best).sum(axis, keepdims=True)))
 
 
 def open_search(samples: Dataset, options: Mapping[str, Any], format: str) -> Search:
