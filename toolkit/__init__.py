@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from toolkit.figures import Change, Latency, Metric
     from toolkit.pipeline.audit import Audit, audit_model
     from toolkit.pipeline.baseline import load_baseline, update_baseline
+    from toolkit.pipeline.calibrate import Calibration, calibrate
     from toolkit.pipeline.doctor import Diagnosis, doctor
     from toolkit.pipeline.envelope import envelope
     from toolkit.pipeline.export import export
@@ -51,6 +52,7 @@ _HOMES = {
     "toolkit.limits": ("Budgets",),
     "toolkit.pipeline.audit": ("Audit", "audit_model"),
     "toolkit.pipeline.baseline": ("load_baseline", "update_baseline"),
+    "toolkit.pipeline.calibrate": ("Calibration", "calibrate"),
     "toolkit.pipeline.doctor": ("Diagnosis", "doctor"),
     "toolkit.pipeline.envelope": ("envelope",),
     "toolkit.pipeline.export": ("export",),
@@ -75,6 +77,7 @@ __all__ = [
     "Audit",
     "Benchmark",
     "Budgets",
+    "Calibration",
     "Change",
     "Contents",
     "Dataset",
@@ -101,6 +104,7 @@ __all__ = [
     "Verdict",
     "audit_model",
     "benchmark",
+    "calibrate",
     "check",
     "check_golden",
     "check_project",

@@ -19,6 +19,9 @@ def quantize(
     ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="Calibration recipe, by name or path.")] = "image-classification",
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Calibration samples.", show_default="the recipe's")] = None,
+    statistics: Annotated[
+        Path | None, typer.Option("--statistics", help="What edgekit calibrate wrote for this model.", show_default="collected now")
+    ] = None,
     max_drop: Annotated[
         str | None,
         typer.Option("--max-drop", help='Largest loss of right answers, 0.01 or "1pp": a file that loses more is repaired.', show_default=False),
@@ -48,6 +51,7 @@ def quantize(
             calibration=calibration,
             recipe=recipe,
             samples=samples,
+            statistics=statistics,
             max_drop=max_drop,
             search=search,
             evaluation=evaluation,

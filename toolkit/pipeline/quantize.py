@@ -30,6 +30,7 @@ def quantize(
     calibration: Samples | None = None,
     recipe: str = "image-classification",
     samples: int | None = None,
+    statistics: str | Path | None = None,
     max_drop: float | str | None = None,
     search: Samples | None = None,
     evaluation: Samples | None = None,
@@ -47,9 +48,10 @@ def quantize(
             what the model consists of, measures both where there are samples, and climbs the cheap rungs of the ladder where the choice loses
             more than a point.
         calibration: Representative samples by input name, ``[n x ...]`` each, or a path to them. Keep them apart from
-            what the model is evaluated on. Needed for static schemes.
+            what the model is evaluated on. Needed for static schemes, unless ``statistics`` are given.
         recipe: Shipped calibration recipe, or a path to a ``.toml`` file.
         samples: Overrides the recipe's number of samples.
+        statistics: What :func:`toolkit.calibrate` wrote for this model file, so that ranges are not collected anew.
         max_drop: Largest loss of right answers against the float model, ``0.01`` or ``"1pp"``: where the file loses more, the repair ladder
             is climbed until the search samples say that it holds. What it found is in ``manifest.evidence["ladder"]``; whether it holds on
             samples that the search never saw is for :func:`toolkit.check` to say.
@@ -80,13 +82,15 @@ def quantize(
     name = opened.manifest.name
     out = output_path(output, name, scheme, opened.format, opened.path)
     with ExitStack() as stack:
-        chain = _calibration(stack, opened.format, scheme, calibration, chosen, samples, evaluation, repaired=max_drop is not None)
+        needed = quantizing.calibrated(opened.format, scheme) and statistics is None
+        chain = _calibration(stack, needed, scheme, calibration, chosen, samples, evaluation, repaired=max_drop is not None)
         origin = Need("calibration", "calibration") if chain else None
         repair = _repair(opened, scheme, chosen, max_drop, rungs, runtime) if _samples_for(scheme, max_drop, search, calibration) else None
         if repair:
             given = stack.enter_context(on_disk(search if search is not None else _present(calibration)))
             chain.append(quantizing.search(SEARCH_SAMPLES, seed=0, origin=given, calibration=origin, trained=False))
-        step = quantizing.quantize(opened.path, opened.format, scheme, chosen, origin, repair=repair)
+        seen = _statistics(statistics)
+        step = quantizing.quantize(opened.path, opened.format, scheme, chosen, origin, repair=repair, statistics=seen)
         results = run_steps([*chain, step], store, listener)
     kept = {"output": opened.manifest.evidence["output"]} if "output" in opened.manifest.evidence else {}
     return deliver.deliver_model(
@@ -125,6 +129,12 @@ def _repair(
     return quantizing.Repair(Need("search", "search"), runs, 1, recipe.task, output, limit, tuple(rungs if rungs is not None else known))
 
 
+def _statistics(path: str | Path | None) -> Path | None:
+    if path is not None and not Path(path).is_file():
+        raise InputRejected("does not exist", where=str(path), hint="make it: edgekit calibrate MODEL --calibration data.npz")
+    return Path(path) if path is not None else None
+
+
 def _present(calibration: Samples | None) -> Samples:
     assert calibration is not None
     return calibration
@@ -140,9 +150,8 @@ def _check_scheme(model: Artifact, scheme: str) -> None:
 
 
 def _calibration(
-    stack: ExitStack, format: str, scheme: str, samples: Samples | None, recipe: Recipe, count: int | None, held: Samples | None, *, repaired: bool
+    stack: ExitStack, needed: bool, scheme: str, samples: Samples | None, recipe: Recipe, count: int | None, held: Samples | None, *, repaired: bool
 ) -> list[Step]:
-    needed = quantizing.calibrated(format, scheme)
     if samples is None and needed:
         raise ConfigError(f"scheme {scheme!r} needs calibration samples", hint="give representative samples: --calibration data.npz")
     if samples is None or not (needed or repaired):

@@ -65,6 +65,7 @@ def quantize(
     repair: Repair | None = None,
     among: tuple[str, ...] = AUTO_AMONG,
     program: tuple[str, Need] | None = None,
+    statistics: Path | None = None,
 ) -> Step:
     """A quantized model, published only if its bytes are what its label says.
 
@@ -78,6 +79,7 @@ def quantize(
         repair: What the file is repaired on.
         among: Schemes that ``auto`` chooses among.
         program: Format of the captured program that the model comes from, and the program.
+        statistics: File of its activations' statistics, which are collected otherwise.
 
     Raises:
         NoRoute: Nothing makes one of the schemes for this format, or from what there is.
@@ -88,6 +90,7 @@ def quantize(
     options |= {} if scheme == AUTO else {"quantizer": makers[scheme].name}
     options |= in_layout(layout) | ({"among": list(among)} if scheme == AUTO else {}) | (repair.options() if repair else {})
     needs, files = wire("model", model)
+    files = files | ({"statistics": statistics} if statistics else {})
     if calibration and (repair or calibrated(format, scheme, among)):
         needs["calibration"] = calibration
     if repair:

@@ -100,6 +100,8 @@ class Graph:
             found += [name for name in node.input if name in reads and name not in computed and not self._is_fused(name, left)]
             passing = node.op_type in _PASSING or node.op_type in floats
             found += [] if passing else [name for name in node.output if not self._is_fused(name, left)]
+        # Simplified graphs have the name behind an identity, or the one before it.
+        found += [node.output[0] for node in self.onnx.graph.node if node.op_type == "Identity" and node.input[0] in found]
         return tuple(dict.fromkeys(name for name in found if self._is_activation(name)))
 
     def is_positive(self, name: str) -> bool:

@@ -32,10 +32,10 @@ def run(job: Job) -> Facts:
     Args:
         job: Inputs ``model``; ``calibration`` (a folder of columns) for schemes that need it; ``search``, the samples that repairs and
             ``auto`` are chosen on; ``twin`` where losses count against another float file; ``program``, the captured program that the model
-            comes from, for quantizers that start from it. Options ``format``, or ``quantizer`` by name;
-            ``scheme``, or ``auto``; ``method`` (how activation ranges are found), ``per_channel``; ``max_drop`` with ``rungs``, the budget
-            that the repair ladder is climbed for, and what it may try; ``runtime``, ``threads``, ``output`` and ``task`` of the search;
-            ``layout`` (the model's, where it is another than the samples').
+            comes from, for quantizers that start from it; ``statistics`` of its activations, which are collected otherwise. Options
+            ``format``, or ``quantizer`` by name; ``scheme``, or ``auto``; ``method`` (how activation ranges are found), ``per_channel``;
+            ``max_drop`` with ``rungs``, the budget that the repair ladder is climbed for, and what it may try; ``runtime``, ``threads``,
+            ``output`` and ``task`` of the search; ``layout`` (the model's, where it is another than the samples').
 
     Raises:
         ConfigError: There is no such quantizer, scheme or method, or calibration samples are needed and missing.
@@ -54,6 +54,8 @@ def run(job: Job) -> Facts:
         calibration = _samples(job, "calibration", contents)
         named, program = str(job.options.get("quantizer") or ""), job.inputs.get("program")
         workshop = Workshop(format, Path(folder), calibration, named, job.progress, job.kept, program)
+        if "statistics" in job.inputs:
+            workshop.adopt(model, job.inputs["statistics"])
         search = _search(job, contents, format)
         state = State(model, scheme, job.options.get("method", MIN_MAX), bool(job.options.get("per_channel", True)))
         job.progress(0, 1, f"{scheme}, {len(calibration)} samples" if calibration else scheme)
@@ -94,14 +96,14 @@ def _repaired(job: Job, workshop: Workshop, search: Search, state: State, chosen
 
 def _facts(job: Job, workshop: Workshop, state: State, out: Path) -> Facts:
     quantizer = workshop.quantizer(state.scheme)
-    calibrated = workshop.calibration is not None and state.scheme in quantizer.needs_calibration
+    seen = workshop.samples_seen(state) if state.scheme in quantizer.needs_calibration else 0
     layout = {"layout": job.options["layout"]} if job.options.get("layout") else {}
     return layout | {
         "made_by": quantizer.name,
         "versions": plugins.versions(quantizer),
         "scheme": state.scheme,
-        "ranges": stability.facts() if calibrated and (stability := workshop.stability(state.model)) else None,
-        "calibration": {"n": len(workshop.calibration), "method": state.method} if calibrated and workshop.calibration else None,
+        "ranges": stability.facts() if seen and (stability := workshop.stability(state.model)) else None,
+        "calibration": {"n": seen, "method": state.method} if seen else None,
         "ratio": modelfile.size_bytes(out) / modelfile.size_bytes(job.inputs["model"]),
     }
 

@@ -104,7 +104,7 @@ class Workshop:
         quantizer = self.quantizer(state.scheme)
         _check_method(quantizer, state.method)
         calibrated = state.scheme in quantizer.needs_calibration
-        if calibrated and self.calibration is None:
+        if calibrated and self.calibration is None and state.model not in self._statistics:
             message = f"scheme {state.scheme!r} needs calibration samples"
             raise ConfigError(message, where="calibration", hint="name a folder of samples")
         options: dict[str, Any] = {"method": state.method, "per_channel": state.per_channel, "keep_float": state.keep_float}
@@ -149,6 +149,23 @@ class Workshop:
         found.write(self.folder / name)
         self._statistics[model] = _Seen(self.folder / name, histograms, channels)
         return self.folder / name
+
+    def adopt(self, model: Path, path: Path) -> None:
+        """Takes a file of statistics that is there already, in place of a pass over the samples.
+
+        Raises:
+            InputRejected: It is damaged, or of another model.
+        """
+        found = Statistics.read(path)
+        if found.model_sha256 != modelfile.sha256(model):
+            hint = "collect them from the float file that is quantized: edgekit calibrate"
+            raise InputRejected("are statistics of another model", where=str(path), hint=hint)
+        self._statistics[model] = _Seen(path, all(one.counts is not None for one in found.tensors.values()), channels=False)
+
+    def samples_seen(self, state: State) -> int:
+        """How many samples a static file's ranges come from."""
+        known = self._statistics.get(state.model)
+        return Statistics.read(known.path).samples if known else len(self.calibration or ())
 
     def stability(self, model: Path) -> Stability | None:
         """How sure the ranges are that a file was made with; nothing where none were needed."""
