@@ -17,10 +17,11 @@ if find_spec("tensorflow") and find_spec("triton"):
 
 
 @pytest.fixture(autouse=True)
-def plain_output():
-    """A test that calls the command line in this process leaves no output format behind for the next one."""
+def plain_output(monkeypatch):
+    """A test that calls the command line in this process leaves no output format behind for the next one, and no terminal's width counts."""
     from toolkit.cli import common
 
+    monkeypatch.delenv("COLUMNS", raising=False)
     before = dict(common._state)
     yield
     common._state.update(before)

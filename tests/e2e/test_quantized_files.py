@@ -97,7 +97,8 @@ def test_labels_stay(prepared: tuple[str, Path, np.ndarray], quantizer: str) -> 
     print(f"{model}, {quantizer}: {agreement:.4f} of {len(wanted)} labels agree")
     assert agreement >= 0.995
     assert details, "nothing computes"
-    assert set(details.values()) <= {"int8", "uint8"}, details
+    floats = {name.split()[0] for name, dtype in details.items() if dtype not in ("int8", "uint8")}
+    assert floats <= ({"SOFTMAX"} if quantizer == "edgekit" else set()), details  # which Edgekit leaves in float
 
 
 def quantize(quantizer: str, folder: Path, out: Path) -> None:
