@@ -25,7 +25,7 @@ from benchmarks import rescale
 from benchmarks.figures import ROOT
 from benchmarks.quantization.cases import CASES
 from benchmarks.quantization.makers import MAKERS
-from benchmarks.quantization.verdict import judge
+from benchmarks.quantization.verdict import judge, together
 from toolkit import plugins
 from toolkit.errors import ToolkitError
 from toolkit.stats.proportions import paired_difference_interval, proportion_interval
@@ -52,7 +52,7 @@ def main() -> None:
                 kept.write_text(json.dumps(rows, indent=1))
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(rows, indent=1) + "\n")
-    text = table(rows) + "\n" + "".join(f"- {line}\n" for line in judge(rows))
+    text = table(rows) + "\n" + "".join(f"- {line}\n" for line in [*judge(rows), together(rows)])
     given.output.with_suffix(".md").write_text(text)
     print(text)
 

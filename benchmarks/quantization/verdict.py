@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.stats.proportions import paired_difference_interval
+from toolkit.stats.proportions import holm, mcnemar_p, paired_difference_interval
 
 OURS = "ours, "
 REPAIRED = "ours, ladder"
+PLAIN = "ours, static"
 _NEAR, _REPAIRED = 0.01, 0.005
+_LEVEL = 0.05
 
 
 def judge(rows: list[dict[str, Any]]) -> list[str]:
@@ -21,20 +23,45 @@ def judge(rows: list[dict[str, Any]]) -> list[str]:
         rows: Those of one run; ``right`` is which samples a file gets right, a digit each.
     """
 
-    def key(row: dict[str, Any]) -> tuple[str, str]:
-        return row["network"], row["format"]
+    return [line for (network, format), group in groupby(rows, _cell) for line in _judge(f"{network}, {format}", list(group))]
 
-    return [line for (network, format), group in groupby(rows, key) for line in _judge(f"{network}, {format}", list(group))]
+
+def together(rows: list[dict[str, Any]]) -> str:
+    """Says how many files are below the best peer, each comparison on its own and all of them together.
+
+    The best of several peers is the luckiest one, and one in forty of many comparisons fails by chance: Holm's correction bounds the chance
+    of any false one among all.
+    """
+    chances, below = [], 0
+    for _, group in groupby(rows, _cell):
+        mine, best = _sides(list(group))
+        for row in mine if best else ():
+            value, _, high = difference(row["right"], best["right"])
+            below += high < 0
+            lost, gained = _changed(row["right"], best["right"])
+            chances.append(mcnemar_p(lost, gained) if value < 0 else 1.0)
+    sure = sum(one < _LEVEL for one in holm(chances))
+    return f"{below} of {len(chances)} comparisons with the best peer are below it beyond their own interval, {sure} after Holm's correction"
+
+
+def _cell(row: dict[str, Any]) -> tuple[str, str]:
+    return row["network"], row["format"]
+
+
+def _sides(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
+    """Our files that are judged, and the best peer's."""
+    made = [row for row in rows if "reason" not in row]
+    peers = [row for row in made if not row["maker"].startswith(OURS)]
+    mine = [row for row in made if row["maker"].startswith(OURS) and row["maker"] != PLAIN]
+    return mine, max(peers, key=lambda row: row["accuracy"][0], default=None)
 
 
 def _judge(what: str, rows: list[dict[str, Any]]) -> list[str]:
-    made = [row for row in rows if "reason" not in row]
-    ours, peers = [row for row in made if row["maker"].startswith(OURS)], [row for row in made if not row["maker"].startswith(OURS)]
+    ours, best = _sides(rows)
     failed = [f"{what}: MISSED, {row['maker']} made no file: {row['reason']}" for row in rows if "reason" in row and row["maker"].startswith(OURS)]
-    if not peers:
+    if not best:
         return failed
-    best = max(peers, key=lambda row: row["accuracy"][0])
-    return failed + [_beside(what, row, best) for row in ours if row["maker"] != "ours, static"] + _repaired(what, ours, best)
+    return failed + [_beside(what, row, best) for row in ours] + _repaired(what, ours, best)
 
 
 def _beside(what: str, mine: dict[str, Any], best: dict[str, Any]) -> str:
@@ -55,3 +82,9 @@ def difference(mine: str, other: str) -> tuple[float, float, float]:
     """The paired difference of two accuracies with its 95 % interval."""
     a, b = (np.array(list(one)) == "1" for one in (mine, other))
     return paired_difference_interval(int((a & b).sum()), int((b & ~a).sum()), int((a & ~b).sum()), int((~a & ~b).sum()))
+
+
+def _changed(mine: str, other: str) -> tuple[int, int]:
+    """Samples that only the other one gets right, and those that only mine does."""
+    a, b = (np.array(list(one)) == "1" for one in (mine, other))
+    return int((b & ~a).sum()), int((a & ~b).sum())

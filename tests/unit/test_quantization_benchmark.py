@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.quantization import __main__ as runner
 from benchmarks.quantization import cases
-from benchmarks.quantization.verdict import judge
+from benchmarks.quantization.verdict import judge, together
 
 
 def row(maker, right, before=100, n=100, **more):
@@ -48,6 +48,15 @@ def test_the_ladder_is_held_to_half_a_point_only_where_a_peer_is_within_one(ours
 def test_a_file_that_we_did_not_make_is_missed_and_a_peers_is_not():
     lines = judge([row("ours, ladder", 0, reason="fell over"), row("peer", 99), row("other", 0, reason="fell over")])
     assert lines == ["net, onnx: MISSED, ours, ladder made no file: fell over"]
+
+
+def test_many_comparisons_are_corrected_for_their_number():
+    # 8 of 100 answers lost and 1 gained: McNemar's p is 2 * (1 + 9) / 2**9 = 0.039, and 20 of them need 0.0025.
+    mine, best = "0" * 8 + "1" + "1" * 91, "1" * 8 + "0" + "1" * 91
+    once = [{**row("ours, auto", 92), "right": mine}, row("ours, static", 50), {**row("peer", 99), "right": best}, row("weak", 10)]
+    assert together(once) == "1 of 1 comparisons with the best peer are below it beyond their own interval, 1 after Holm's correction"
+    many = [{**one, "network": f"net {number}"} for number in range(20) for one in once]
+    assert together(many) == "20 of 20 comparisons with the best peer are below it beyond their own interval, 0 after Holm's correction"
 
 
 def test_what_is_dealt_out_is_in_one_part_alone():
