@@ -103,6 +103,16 @@ def _mri_model(weights: Path) -> Any:
     return _tuned(model, splits["train"], weights / "mri.pt", epochs=12, batch_size=32, learning_rate=2e-3, augment=("flip",))
 
 
+def _digits() -> Splits:
+    found = _example("digits", "digits").load()
+    return {**_dealt(found["train"], calibration=128, search=200, rest="train"), "eval": found["eval"]}
+
+
+def _digits_model(weights: Path) -> Any:
+    model, settings = _example("digits", "digits").build(), {"weight_decay": 0.02, "label_smoothing": 0.05}
+    return _tuned(model, _digits()["train"], weights / "digits.pt", epochs=20, batch_size=32, learning_rate=3e-3, **settings)
+
+
 def _sst2() -> Splits:
     sentiment = _example("sentiment", "sentiment")
     tokens, (texts, label) = sentiment.tokenizer(), sentiment.read("train.tsv")
@@ -158,6 +168,7 @@ CASES = {
     "mobilenet_v1": Case("ImageNet, pictures of its training", _imagenet, _mobilenet_v1),
     "resnet8": Case("CIFAR-10, pictures of its training", _cifar, _resnet8),
     "mri": Case("brain MRI", _mri, _mri_model),
+    "digits": Case("handwritten digits", _digits, _digits_model),
     "minilm": Case("SST-2", _sst2, _minilm, "text-classification"),
 }
 """All networks by name."""
