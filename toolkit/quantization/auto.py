@@ -24,7 +24,8 @@ AUTO = "auto"
 STATIC, DYNAMIC = "static_wi8_ai8", "dynamic_wi8"
 _CONVOLUTIONS = {"conv", "fusedconv", "convtranspose", "conv_2d", "depthwise_conv_2d", "transpose_conv", "conv_3d"}
 _ROUNDS, _WARM = 15, 5
-_FASTER = 0.9
+FASTER = 0.9
+"""Time over another file's from which on a file counts as faster."""
 _WORSE = 0.005
 _WORSE_DB = 6.0
 AIM = 0.01
@@ -41,11 +42,13 @@ class Choice:
         scheme: The scheme.
         why: The reason, a sentence.
         measured: What was measured of each candidate: ``scheme``, ``drop``, ``sqnr_db``, ``latency_ratio`` over float; or ``reason``.
+        usual: The scheme that such networks take otherwise, where it lost more; empty where it was not that.
     """
 
     scheme: str
     why: str
     measured: tuple[Mapping[str, Any], ...] = ()
+    usual: str = ""
 
     def facts(self) -> dict[str, Any]:
         """It as plain values."""
@@ -97,14 +100,19 @@ def refine(first: Choice, workshop: Workshop, search: Search, state: State, amon
         assert usual.error is not None
         raise usual.error
     if usual.judged is None:
-        return Choice(other.scheme, f"{first.scheme} cannot be made: {told[0]['reason']}", told)
+        return Choice(other.scheme, f"{first.scheme} cannot be made: {told[0]['reason']}", told, usual=first.scheme)
     if other.judged is None:
         return Choice(first.scheme, first.why, told)
     loses_less = usual.judged.drop[0] - other.judged.drop[0] > _WORSE
     as_right = other.judged.drop[0] <= usual.judged.drop[0] + _WORSE and other.judged.sqnr_db >= usual.judged.sqnr_db - _WORSE_DB
-    faster = other.ratio < usual.ratio * _FASTER
+    faster = other.ratio < usual.ratio * FASTER
     if (loses_less and other.ratio < 1) or (as_right and faster):
-        return Choice(other.scheme, f"{first.why}, but measured beside {first.scheme}: {_told(other)}, against {_told(usual)}", told)
+        return Choice(
+            other.scheme,
+            f"{first.why}, but measured beside {first.scheme}: {_told(other)}, against {_told(usual)}",
+            told,
+            usual=first.scheme if loses_less else "",
+        )
     return Choice(first.scheme, f"{first.why}; measured: {_told(usual)}, against {_told(other)} of {other.scheme}", told)
 
 
