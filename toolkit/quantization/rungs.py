@@ -94,18 +94,18 @@ def kept_layers(workshop: Workshop, search: Search, state: State) -> Iterator[Pr
     if not getattr(workshop.quantizer(state.scheme), "keeps_float", False):
         return
     contents = plugins.reader(workshop.format).read(state.model)
-    names = [layer.name for layer in contents.layers if layer.weight_dtype != "-"]
+    names = [layer.name for layer in contents.layers if layer.weight_dtype != "-" and layer.name not in state.keep_float]
     rows = min(_SENSITIVITY_ROWS, len(search.data))
 
     def make(kept: tuple[str, ...]) -> Path:
-        return workshop.make(replace(state, keep_float=kept))
+        return workshop.make(replace(state, keep_float=(*state.keep_float, *kept)))
 
     def run(model: Path) -> np.ndarray:
         return search.outputs(model, rows=rows)
 
     ranked = sensitivity.rank(names, make, run, run(state.model))
     for kept in sensitivity.keep(ranked, contents):
-        yield Proposal(replace(state, keep_float=kept), (f"{len(kept)} of {len(names)} layers in float: {_named(kept)}",))
+        yield Proposal(replace(state, keep_float=(*state.keep_float, *kept)), (f"{len(kept)} of {len(names)} layers in float: {_named(kept)}",))
 
 
 RUNGS: dict[str, Rung] = {

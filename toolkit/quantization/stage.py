@@ -13,9 +13,10 @@ from toolkit import dataset, modelfile, plugins
 from toolkit.columns import check_columns
 from toolkit.contents import Contents
 from toolkit.dataset import Dataset
-from toolkit.errors import ConfigError, NoRoute, ToolkitError
+from toolkit.errors import ConfigError, InputRejected, NoRoute, StageFailed, ToolkitError
 from toolkit.job import Facts, Job
 from toolkit.quantization import auto
+from toolkit.quantization.beginning import quicken
 from toolkit.quantization.ladder import DEFAULT, Climb, climb
 from toolkit.quantization.rungs import RUNGS
 from toolkit.quantization.search import Search, open_search
@@ -65,6 +66,9 @@ def run(job: Job) -> Facts:
 def _made(job: Job, workshop: Workshop, search: Search | None, state: State, contents: Contents | None) -> Facts:
     chosen = _choice(job, workshop, search, state, contents) if contents and state.scheme == auto.AUTO else None
     state = replace(state, scheme=chosen.scheme) if chosen else state
+    if search and chosen and contents and chosen.scheme == auto.STATIC:
+        chosen, state = _quicker(workshop, search, state, contents, chosen)
+    first = state.keep_float
     found = _repaired(job, workshop, search, state, chosen is not None) if search else None
     if search and found and chosen and chosen.usual:
         chosen, found = _usual(job, workshop, search, replace(state, scheme=chosen.usual), chosen, found)
@@ -72,7 +76,7 @@ def _made(job: Job, workshop: Workshop, search: Search | None, state: State, con
     made = found.model if found else workshop.make(state)
     out = job.out / f"model.{workshop.format}"
     modelfile.copy(made, out)
-    label = _label(state, found, workshop.told(state))
+    label = _label(state, first, found, workshop.told(state))
     out.with_name(LABEL).write_text(json.dumps(label, indent=1) + "\n", encoding="utf-8")
     job.progress(1, 1, f"{modelfile.size_bytes(out):,} bytes")
     return (
@@ -94,6 +98,18 @@ def _repaired(job: Job, workshop: Workshop, search: Search, state: State, chosen
     found = climb(workshop, search, state, max_drop=auto.AIM, rungs=quick)
     found.asked = False
     return found
+
+
+def _quicker(workshop: Workshop, search: Search, state: State, contents: Contents, chosen: auto.Choice) -> tuple[auto.Choice, State]:
+    """Keeps the first layers in float where the file is slow, and faster with them."""
+    try:
+        found = quicken(workshop, search, state, contents)
+    except (InputRejected, StageFailed):  # what cannot be made is for the ladder
+        return chosen, state
+    if not found.layers:
+        return chosen, state
+    why = f"{chosen.why}; {len(found.layers)} first layers stay float: {found.after:.2f} of the float model's time, without them {found.before:.2f}"
+    return replace(chosen, why=why), replace(state, keep_float=found.layers)
 
 
 def _usual(job: Job, workshop: Workshop, search: Search, state: State, chosen: auto.Choice, found: Climb) -> tuple[auto.Choice, Climb]:
@@ -175,7 +191,9 @@ def _samples(job: Job, role: str, contents: Contents | None) -> Dataset | None:
     return samples
 
 
-def _label(state: State, found: Climb | None, told: Mapping[str, Any]) -> Facts:
-    why = f"kept in float by the repair ladder: {', '.join(found.taken())}" if found and state.keep_float else ""
+def _label(state: State, first: tuple[str, ...], found: Climb | None, told: Mapping[str, Any]) -> Facts:
+    """What is float on purpose: the first layers for the sake of speed, others by repair, and what the quantizer has no kernels for."""
+    quick = f"{len(first)} first layers, which are faster in float" if first and set(first) <= set(state.keep_float) else ""
+    why = f"kept in float by the repair ladder: {', '.join(found.taken())}" if found and set(state.keep_float) - set(first) else ""
     kept = sorted({*state.keep_float, *told.get("kept_float", ())})
-    return {"scheme": state.scheme, "kept_float": kept, "why": "; ".join(filter(None, (why, told.get("why", ""))))}
+    return {"scheme": state.scheme, "kept_float": kept, "why": "; ".join(filter(None, (quick, why, told.get("why", ""))))}
