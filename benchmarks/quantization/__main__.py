@@ -50,11 +50,18 @@ def main() -> None:
             for network in (name, f"{name}, rescaled"):
                 rows += _compare(given.work.resolve(), name, network, format, {(row["network"], row["format"], row["maker"]) for row in rows})
                 kept.write_text(json.dumps(rows, indent=1))
+    rows.sort(key=_place)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(rows, indent=1) + "\n")
     text = table(rows) + "\n" + "".join(f"- {line}\n" for line in [*judge(rows), together(rows)])
     given.output.with_suffix(".md").write_text(text)
     print(text)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int, bool, int]:
+    """Where a row belongs, whichever run measured it."""
+    name, _, rescaled = row["network"].partition(", ")
+    return list(CASES).index(name), list(MAKERS).index(row["format"]), bool(rescaled), list(MAKERS[row["format"]]).index(row["maker"])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
