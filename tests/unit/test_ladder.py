@@ -128,7 +128,7 @@ def test_a_report_says_how_a_file_came_about():
     assert made_lines(facts) == (
         "auto chose static_wi8_ai8: most of it is convolutions",
         "repaired by equalization: 15.8 points lost, 4 dB before, 0.0 points lost, 33 dB, n=512 search samples after",
-        "1 layers are float, as the label says",
+        "1 layer is float, as the label says",
     )
     assert made_lines({"ladder": {**climbed, "taken": ["default"], "held": False}}) == (
         "no repair held 1 points on the search samples: 0.0 points lost, 33 dB, n=512 search samples",

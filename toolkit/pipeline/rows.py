@@ -83,7 +83,7 @@ def made_lines(facts: Facts) -> tuple[str, ...]:
         if climbed["asked"] and not climbed["held"]:
             lines.append(f"no repair held {100 * climbed['max_drop']:g} points on the search samples: {after}")
     if kept := facts.get("label", {}).get("kept_float"):
-        lines.append(f"{len(kept)} layers are float, as the label says")
+        lines.append(f"{len(kept)} layers are float, as the label says" if len(kept) > 1 else "1 layer is float, as the label says")
     return tuple(lines)
 
 

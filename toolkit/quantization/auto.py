@@ -159,4 +159,4 @@ def _feed(search: Search, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
 
 def _told(tried: _Tried) -> str:
     assert tried.judged is not None
-    return f"{tried.judged.drop[0] * 100:.1f} points lost, {tried.judged.sqnr_db:.0f} dB, {tried.ratio:.2f} of the float model's time"
+    return f"{tried.judged.drop[0] * 100:z.1f} points lost, {tried.judged.sqnr_db:.0f} dB, {tried.ratio:.2f} of the float model's time"

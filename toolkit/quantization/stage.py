@@ -108,7 +108,7 @@ def _quicker(workshop: Workshop, search: Search, state: State, contents: Content
         return chosen, state
     if not found.layers:
         return chosen, state
-    why = f"{chosen.why}; {len(found.layers)} first layers stay float: {found.after:.2f} of the float model's time, without them {found.before:.2f}"
+    why = f"{chosen.why}; with {_first(len(found.layers))} in float {found.after:.2f} of the float model's time instead of {found.before:.2f}"
     return replace(chosen, why=why), replace(state, keep_float=found.layers)
 
 
@@ -193,7 +193,11 @@ def _samples(job: Job, role: str, contents: Contents | None) -> Dataset | None:
 
 def _label(state: State, first: tuple[str, ...], found: Climb | None, told: Mapping[str, Any]) -> Facts:
     """What is float on purpose: the first layers for the sake of speed, others by repair, and what the quantizer has no kernels for."""
-    quick = f"{len(first)} first layers, which are faster in float" if first and set(first) <= set(state.keep_float) else ""
+    quick = f"{_first(len(first))}: faster in float" if first and set(first) <= set(state.keep_float) else ""
     why = f"kept in float by the repair ladder: {', '.join(found.taken())}" if found and set(state.keep_float) - set(first) else ""
     kept = sorted({*state.keep_float, *told.get("kept_float", ())})
     return {"scheme": state.scheme, "kept_float": kept, "why": "; ".join(filter(None, (quick, why, told.get("why", ""))))}
+
+
+def _first(count: int) -> str:
+    return "the first layer" if count == 1 else f"the first {count} layers"
