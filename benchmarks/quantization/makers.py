@@ -78,7 +78,9 @@ def ai_edge_quantizer(model: Path, samples: Path, out: Path) -> None:
     made.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
         made.update_quantization_recipe(".*", border, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    statistics = made.calibrate({"serving_default": list(_calibration(samples))})
+    types = {name: one["dtype"] for name, one in _runner(model).get_input_details().items()}
+    given = [{name: rows.astype(types[name]) for name, rows in sample.items()} for sample in _calibration(samples)]
+    statistics = made.calibrate({"serving_default": given})
     out.write_bytes(bytes(made.quantize(statistics).quantized_model))
 
 
@@ -93,6 +95,12 @@ MAKERS: dict[str, dict[str, Maker]] = {
     },
     "tflite": {"ours, static": ours_static, "ours, auto": ours_auto, "ours, ladder": ours_ladder, "ai-edge-quantizer": ai_edge_quantizer},
 }
+
+
+def _runner(model: Path) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(str(model)).get_signature_runner()
 
 
 class _Reader:
