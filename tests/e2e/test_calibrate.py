@@ -74,6 +74,11 @@ def test_what_cannot_be_is_refused(tmp_path, samples):
         toolkit.calibrate(model, calibration=samples, shard=(5, 4))
     with pytest.raises(ConfigError, match="there are no samples"):
         toolkit.calibrate(model)
+    store = Store(tmp_path / "store")
+    made = toolkit.quantize(model, scheme="static_wi8_ai8", calibration=samples, output=tmp_path / "int8.onnx", store=store)
+    with pytest.raises(InputRejected, match="is static_wi8_ai8 already"):
+        toolkit.calibrate(made, calibration=samples, output=tmp_path / "x.npz", store=store)
+    assert not (tmp_path / "x.npz").exists()
 
 
 def test_the_verb_prints_ranges_and_says_what_is_no_share(tmp_path, samples):

@@ -14,6 +14,7 @@ from toolkit.config import Recipe
 from toolkit.errors import ConfigError, InputRejected, MissingExtra
 from toolkit.pipeline import steps
 from toolkit.pipeline.listener import Listener
+from toolkit.pipeline.quantize import check_float
 from toolkit.pipeline.single import Samples, on_disk, open_model, run_steps
 from toolkit.pipeline.steps import Need, Step
 from toolkit.quantization import observing, pictures, ranges
@@ -93,6 +94,7 @@ def calibrate(
     if picture is not None and find_spec("matplotlib") is None:
         raise MissingExtra("drawing needs matplotlib, which is not installed", where="picture", hint='pip install "edgekit[finetune]"')
     opened, _ = open_model(model, store)
+    check_float(opened)
     found = [_read(Path(path), opened.manifest.sha256) for path in merge]
     if calibration is not None:
         found.insert(0, _observed(opened, calibration, resources.load_recipe(recipe), samples, (number, of), evaluation, store, listener))

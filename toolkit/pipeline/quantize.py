@@ -144,6 +144,15 @@ def _check_scheme(model: Artifact, scheme: str) -> None:
     known = [name for plugin in plugins.discover("quantizers").values() if plugin.format == model.format for name in plugin.schemes]
     if known and scheme not in (*known, AUTO):
         raise ConfigError(f"unknown scheme {scheme!r} for {model.format}", where="scheme", hint=nearest(scheme, [*known, AUTO]))
+    check_float(model)
+
+
+def check_float(model: Artifact) -> None:
+    """Refuses a model that is quantized already.
+
+    Raises:
+        InputRejected: It is.
+    """
     if model.scheme not in (FLOAT, "unknown"):
         message = f"is {model.scheme} already, expected a {FLOAT} model"
         raise InputRejected(message, where=str(model.path), hint="give the float model that it was made from")
