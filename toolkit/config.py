@@ -161,7 +161,7 @@ class Quantization(Frozen):
     """How quantized files are repaired, and what their scheme is chosen on.
 
     Attributes:
-        repair: Whether a file that loses more than ``budgets.max_drop`` is repaired, rung by rung.
+        repair: Whether a file that loses more than ``budgets.max_drop`` is repaired, rung by rung; without a budget what ``auto`` chose.
         rungs: What may be tried, always in this order.
         search: Samples that repairs and ``auto`` are chosen on; rows of the training split that calibration does not use by default.
         search_samples: How many of them.
