@@ -36,10 +36,10 @@ def together(rows: list[dict[str, Any]]) -> str:
     for _, group in groupby(rows, _cell):
         mine, best = _sides(list(group))
         for row in mine if best else ():
-            value, _, high = difference(row["right"], best["right"])
+            _, _, high = difference(row["right"], best["right"])
             below += high < 0
-            lost, gained = _changed(row["right"], best["right"])
-            chances.append(mcnemar_p(lost, gained) if value < 0 else 1.0)
+            _, lost, gained, _ = _counts(row["right"], best["right"])
+            chances.append(mcnemar_p(lost, gained) if lost > gained else 1.0)
     sure = sum(one < _LEVEL for one in holm(chances))
     return f"{below} of {len(chances)} comparisons with the best peer are below it beyond their own interval, {sure} after Holm's correction"
 
@@ -80,11 +80,10 @@ def _repaired(what: str, ours: list[dict[str, Any]], best: dict[str, Any]) -> li
 
 def difference(mine: str, other: str) -> tuple[float, float, float]:
     """The paired difference of two accuracies with its 95 % interval."""
-    a, b = (np.array(list(one)) == "1" for one in (mine, other))
-    return paired_difference_interval(int((a & b).sum()), int((b & ~a).sum()), int((a & ~b).sum()), int((~a & ~b).sum()))
+    return paired_difference_interval(*_counts(mine, other))
 
 
-def _changed(mine: str, other: str) -> tuple[int, int]:
-    """Samples that only the other one gets right, and those that only mine does."""
+def _counts(mine: str, other: str) -> tuple[int, int, int, int]:
+    """Samples that both get right, only the other one, only mine, and none."""
     a, b = (np.array(list(one)) == "1" for one in (mine, other))
-    return int((b & ~a).sum()), int((a & ~b).sum())
+    return int((a & b).sum()), int((b & ~a).sum()), int((a & ~b).sum()), int((~a & ~b).sum())

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.common import Format, FormatOption, ModelArgument, VerboseOption, emit, facts, progress
+from toolkit.cli.common import (
+    CalibrationOption,
+    EvaluationOption,
+    Format,
+    FormatOption,
+    ModelArgument,
+    RecipeOption,
+    SamplesOption,
+    VerboseOption,
+    emit,
+    facts,
+    progress,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,16 +30,12 @@ if TYPE_CHECKING:
 
 def calibrate(
     model: ModelArgument,
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", "-c", help="Representative samples: .npz, or a folder of .npy.", show_default=False)
-    ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="Calibration recipe, by name or path.")] = "image-classification",
-    samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Calibration samples.", show_default="the recipe's")] = None,
+    calibration: CalibrationOption = None,
+    recipe: RecipeOption = "image-classification",
+    samples: SamplesOption = None,
     shard: Annotated[str | None, typer.Option("--shard", help="This worker's share, for example 2/4.", show_default="all")] = None,
     merge: Annotated[list[Path] | None, typer.Option("--merge", help="Statistics of another shard; may be repeated.", show_default=False)] = None,
-    evaluation: Annotated[
-        Path | None, typer.Option("--evaluation", help="Samples kept for evaluation: calibration must use none of them.", show_default=False)
-    ] = None,
+    evaluation: EvaluationOption = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="PNG of the activations and their ranges.", show_default="none")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default="NAME.statistics.npz")] = None,
     top: Annotated[int, typer.Option("--top", min=0, help="How many tensors to list, the widest first; 0 lists all.")] = 10,

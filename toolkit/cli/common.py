@@ -50,6 +50,14 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How the result i
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more: cache keys, logs, tracebacks.", callback=lambda value: _remember(verbose=value))
 ]
+CalibrationOption = Annotated[
+    Path | None, typer.Option("--calibration", "-c", help="Representative samples: .npz, or a folder of .npy.", show_default=False)
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="Calibration recipe, by name or path.")]
+SamplesOption = Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Calibration samples.", show_default="the recipe's")]
+EvaluationOption = Annotated[
+    Path | None, typer.Option("--evaluation", help="Samples kept for evaluation: calibration must use none of them.", show_default=False)
+]
 TargetOption = Annotated[str, typer.Option("--target", "-t", help="A shipped target's name, or a path to a .toml file.")]
 ProjectArgument = Annotated[Path, typer.Argument(help="Folder with an edgekit.toml, or the file itself.", show_default="the current folder")]
 ModelArgument = Annotated[Path, typer.Argument(help="Model file or folder, such as .onnx, .tflite or .pt2.", show_default=False)]

@@ -7,18 +7,27 @@ from typing import Annotated
 
 import typer
 
-from toolkit.cli.common import Format, FormatOption, ModelArgument, VerboseOption, emit, progress
+from toolkit.cli.common import (
+    CalibrationOption,
+    EvaluationOption,
+    Format,
+    FormatOption,
+    ModelArgument,
+    RecipeOption,
+    SamplesOption,
+    VerboseOption,
+    emit,
+    progress,
+)
 from toolkit.cli.render import artifact_facts
 
 
 def quantize(
     model: ModelArgument,
     scheme: Annotated[str, typer.Option("--scheme", "-s", help="Number format: static_wi8_ai8, dynamic_wi8, ..., or auto.")] = "static_wi8_ai8",
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", "-c", help="Representative samples: .npz, or a folder of .npy.", show_default=False)
-    ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="Calibration recipe, by name or path.")] = "image-classification",
-    samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Calibration samples.", show_default="the recipe's")] = None,
+    calibration: CalibrationOption = None,
+    recipe: RecipeOption = "image-classification",
+    samples: SamplesOption = None,
     statistics: Annotated[
         Path | None, typer.Option("--statistics", help="What edgekit calibrate wrote for this model.", show_default="collected now")
     ] = None,
@@ -29,9 +38,7 @@ def quantize(
     search: Annotated[
         Path | None, typer.Option("--search", help="Samples to choose repairs on.", show_default="those that calibration leaves")
     ] = None,
-    evaluation: Annotated[
-        Path | None, typer.Option("--evaluation", help="Samples kept for evaluation: calibration must use none of them.", show_default=False)
-    ] = None,
+    evaluation: EvaluationOption = None,
     rung: Annotated[list[str] | None, typer.Option("--rung", help="A repair that may be tried; may be repeated.", show_default="all")] = None,
     runtime: Annotated[str | None, typer.Option("--runtime", help="What runs the files meanwhile.", show_default="the format's first")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default="NAME.SCHEME.FORMAT")] = None,

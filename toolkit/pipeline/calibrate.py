@@ -13,6 +13,7 @@ from toolkit.artifact import Artifact, Frozen
 from toolkit.config import Recipe
 from toolkit.errors import ConfigError, InputRejected, MissingExtra
 from toolkit.pipeline import steps
+from toolkit.pipeline.deliver import check_writable
 from toolkit.pipeline.listener import Listener
 from toolkit.pipeline.quantize import check_float
 from toolkit.pipeline.single import Samples, on_disk, open_model, run_steps
@@ -84,6 +85,7 @@ def calibrate(
         InputRejected: The model or the samples must not be used, or the files are not of one calibration.
         MissingExtra: A library is not installed.
         NoRoute: Nothing observes models of this format.
+        SetupError: A folder cannot be written.
         StageError: The model cannot be run.
     """
     number, of = shard or (1, 1)
@@ -95,11 +97,13 @@ def calibrate(
         raise MissingExtra("drawing needs matplotlib, which is not installed", where="picture", hint='pip install "edgekit[finetune]"')
     opened, _ = open_model(model, store)
     check_float(opened)
+    out = Path(output) if output is not None else Path(f"{opened.manifest.name}{SUFFIX}")
+    for place in (out, *([Path(picture)] if picture is not None else [])):
+        check_writable(place.parent)
     found = [_read(Path(path), opened.manifest.sha256) for path in merge]
     if calibration is not None:
         found.insert(0, _observed(opened, calibration, resources.load_recipe(recipe), samples, (number, of), evaluation, store, listener))
     whole = reduce(Statistics.merged, found)
-    out = Path(output) if output is not None else Path(f"{opened.manifest.name}{SUFFIX}")
     out.parent.mkdir(parents=True, exist_ok=True)
     whole.write(out)
     if picture is not None:
