@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import ROOT
-from benchmarks.quantization import models
+from benchmarks.quantization import keywords, models
 
 DATA = ROOT.parent / "shared" / "data"
 PARTS = ("calibration", "search", "eval")
@@ -31,7 +31,7 @@ class Case:
     Attributes:
         data: What it is judged on, in words.
         splits: Gives ``calibration``, ``search`` and ``eval`` (and ``train``), none of which share a sample.
-        model: Gives the network, trained; it may keep weights in the folder that it is given.
+        model: Gives the network, trained, or its file; it may keep weights in the folder that it is given.
         recipe: Edgekit's calibration recipe.
     """
 
@@ -90,6 +90,14 @@ def _resnet8(weights: Path) -> Any:
     import keras
 
     return keras.models.load_model(DATA / "mlperf_tiny" / "ic" / "pretrainedResnet.h5", compile=False)
+
+
+def _keywords() -> Splits:
+    return _dealt(keywords.load(DATA / "audio" / "speech_commands_v0.01_300"), calibration=50, search=50)
+
+
+def _ds_cnn(weights: Path) -> Any:
+    return DATA / "mlperf_tiny" / "kws" / "kws_ref_model"
 
 
 def _mri() -> Splits:
@@ -167,6 +175,7 @@ CASES = {
     },
     "mobilenet_v1": Case("ImageNet, pictures of its training", _imagenet, _mobilenet_v1),
     "resnet8": Case("CIFAR-10, pictures of its training", _cifar, _resnet8),
+    "ds_cnn": Case("30 spoken words, 10 of them keywords", _keywords, _ds_cnn, "audio-classification"),
     "mri": Case("brain MRI", _mri, _mri_model),
     "digits": Case("handwritten digits", _digits, _digits_model),
     "minilm": Case("SST-2", _sst2, _minilm, "text-classification"),
