@@ -11,7 +11,9 @@ from pathlib import Path
 
 _MAX_DEPTH = 100  # as in Protocol Buffers' own parsers
 _EXTERNAL = 1
-_TENSOR_NAME, _TENSOR_ENTRY, _TENSOR_PLACE = 8, 13, 14
+_FLOAT = 1
+_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_BYTES, _TENSOR_ENTRY, _TENSOR_PLACE = 2, 8, 9, 13, 14
+_INITIALIZERS = {"model": {7: "graph"}, "graph": {5: "tensor"}}
 # Field numbers of onnx.proto that lead from a message to the tensors in it.
 _CHILDREN = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -49,6 +51,22 @@ def rewritten(model: Path, moved: Moved) -> bytes:
     """
     with _mapped(model) as data:
         return _Rewriting(data, moved).message(0, len(data), "model")
+
+
+def lightened(model: Path, most_bytes: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """Returns a model without the bytes of its large float32 initializers, and where in the file those are, as offset and length by name.
+
+    Args:
+        model: The ``.onnx`` file.
+        most_bytes: Size up to which a tensor keeps its bytes.
+
+    Raises:
+        ValueError: The graph is damaged.
+        OSError: It cannot be read.
+    """
+    with _mapped(model) as data:
+        taken = _Lightening(data, most_bytes)
+        return taken.message(0, len(data), "model"), taken.found
 
 
 def _mapped(model: Path) -> mmap.mmap:
@@ -115,6 +133,35 @@ class _Rewriting:
             parts.append(self._data[first:after] if number != _TENSOR_ENTRY else b"".join(changed))
             changed = [] if number == _TENSOR_ENTRY else changed
         return b"".join(parts)
+
+
+class _Lightening:
+    """Encodes a model anew without the bytes of large initializers, and keeps where they were."""
+
+    def __init__(self, data: mmap.mmap, most_bytes: int) -> None:
+        self._data, self._most_bytes = data, most_bytes
+        self.found: dict[str, tuple[int, int]] = {}
+
+    def message(self, start: int, end: int, kind: str) -> bytes:
+        if end - start <= self._most_bytes:
+            return self._data[start:end]
+        if kind == "tensor":
+            return self._tensor(start, end)
+        parts = list[bytes]()
+        for number, wire, first, content, after in _fields(self._data, start, end):
+            child = _INITIALIZERS[kind].get(number) if wire == 2 else None
+            parts.append(_encoded(number, self.message(content, after, child)) if child else self._data[first:after])
+        return b"".join(parts)
+
+    def _tensor(self, start: int, end: int) -> bytes:
+        fields = list(_fields(self._data, start, end))
+        names = [_text(self._data, content, after) for number, wire, _, content, after in fields if (number, wire) == (_TENSOR_NAME, 2)]
+        types = [_varint(self._data, content, after)[0] for number, wire, _, content, after in fields if (number, wire) == (_TENSOR_TYPE, 0)]
+        spans = [(content, after - content) for number, wire, _, content, after in fields if (number, wire) == (_TENSOR_BYTES, 2)]
+        if len(names) != 1 or types != [_FLOAT] or len(spans) != 1 or spans[0][1] <= self._most_bytes:
+            return self._data[start:end]
+        self.found[names[0]] = spans[0]
+        return b"".join(self._data[first:after] for number, _, first, _, after in fields if number != _TENSOR_BYTES)
 
 
 def _entry(key: str, value: str) -> bytes:

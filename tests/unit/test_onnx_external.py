@@ -334,3 +334,34 @@ def test_smaller_ones_are_quantized_into_one_file(apart, whole, tmp_path):
     assert modelfile.files(made) == [made]
     assert facts["ratio"] == made.stat().st_size / modelfile.size_bytes(apart)
     np.testing.assert_allclose(run(made), run(whole), atol=0.1 * np.abs(run(whole)).max())
+
+
+def test_large_weights_are_left_out_and_found_again(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {
+        "large": random.normal(size=(40, 30)).astype(np.float32),
+        "small": random.normal(size=(3, 3)).astype(np.float32),
+        "doubles": random.normal(size=(40, 30)),
+        "other": random.normal(size=(7, 11, 13)).astype(np.float32),
+    }
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    weights.append(helper.make_tensor("typed", TensorProto.FLOAT, [1, 2000], [0.5] * 2000))
+    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(arrays["large"], "inside"))
+    model = helper.make_model(helper.make_graph([constant], "g", [], [], weights))
+    onnx.save(model, tmp_path / "m.onnx")
+    light, spans = onnx_wire.lightened(tmp_path / "m.onnx", 100)
+    assert set(spans) == {"large", "other"}
+    for name, (offset, length) in spans.items():
+        assert (tmp_path / "m.onnx").read_bytes()[offset : offset + length] == arrays[name].tobytes()
+    for tensor in model.graph.initializer:
+        if tensor.name in spans:
+            tensor.ClearField("raw_data")
+    assert onnx.load_model_from_string(light) == model
+
+
+def test_a_cut_file_is_not_lightened(tmp_path):
+    onnx.save(product(), tmp_path / "m.onnx")
+    whole = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        onnx_wire.lightened(tmp_path / "m.onnx", 10)

@@ -80,12 +80,11 @@ class Taps:
             InputRejected: The samples do not fit the model.
             StageFailed: The model cannot be run on them, or computes NaN.
         """
-        samples = list(_samples(batch, self._inputs))
-        tables: dict[str, np.ndarray] = {}
-        for row, sample in enumerate(samples):
+        count, tables = len(next(iter(batch.values()))), dict[str, np.ndarray]()
+        for row, sample in enumerate(_samples(batch, self._inputs)):
             for name, array in self._row(sample):
                 if name not in tables:
-                    tables[name] = np.empty((len(samples), array.size), np.float32)
+                    tables[name] = np.empty((count, array.size), np.float32)
                 if array.size != tables[name].shape[1]:
                     hint = "observe it without a histogram"
                     raise StageFailed("the size of a tensor depends on the sample's values", where="calibration", hint=hint)

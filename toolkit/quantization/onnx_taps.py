@@ -6,13 +6,13 @@ still run what leaves the blocked layout in any order; the one by priority is th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from toolkit import onnx_wire
 from toolkit.errors import InputRejected, StageFailed
 from toolkit.factory import CODE_ERRORS, first_line
 from toolkit.quantization import onnx_integer, onnx_prepared, onnx_static
@@ -24,7 +24,7 @@ _BLOCKED = {"Conv", "Relu", "Clip", "Add", "Mul", "Sum", "BatchNormalization", "
 _NEVER_BELOW_ZERO = {"Relu", "Sigmoid", "HardSigmoid", "Softmax"}
 _FLOAT = 1
 _BLOCK = 16  # channels side by side in the blocked layout, at most: tensors of a multiple are joined without leaving it
-_SMALL = 1024
+_SMALL = 4096  # bytes of a weight
 _WEIGHTS = "edgekit_weights"
 
 
@@ -41,8 +41,7 @@ class Graph:
         from google.protobuf.message import DecodeError
 
         try:
-            self.onnx = onnx.load(str(model))
-            self._weights = _moved_out(self.onnx)
+            self.onnx, self._weights = _opened(model)
             _take_one_sample(self.onnx.graph)
             onnx_prepared.name_nodes(self.onnx)
             self._inferred = onnx.shape_inference.infer_shapes(self.onnx)
@@ -224,13 +223,28 @@ def _take_one_sample(graph: Any) -> None:
             sizes[0].dim_value = 1
 
 
-def _moved_out(model: Any) -> dict[str, np.ndarray]:
-    """Takes the numbers of large weights out of a model, by name: writing them for ONNX Runtime to read them again takes longer than all else."""
-    found: dict[str, np.ndarray] = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_type == _FLOAT and math.prod(tensor.dims) > _SMALL and tensor.HasField("raw_data"):
-            found[tensor.name] = np.frombuffer(tensor.raw_data, "<f4").reshape(tuple(tensor.dims))
-            tensor.ClearField("raw_data")
-            tensor.data_location = tensor.EXTERNAL
-            tensor.external_data.add(key="location", value=_WEIGHTS)
-    return found
+def _opened(model: Path) -> tuple[Any, dict[str, np.ndarray]]:
+    """Reads a model without the numbers of its large weights, and those by name.
+
+    They are read once and handed to ONNX Runtime as they are: parsing them, and writing them for ONNX Runtime to read them again, takes
+    longer than all else.
+    """
+    import onnx
+
+    graph, spans = onnx_wire.lightened(model, _SMALL)
+    found = onnx.load_model_from_string(graph)
+    onnx.load_external_data_for_model(found, str(model.parent))
+    weights = {}
+    for tensor in found.graph.initializer:
+        if tensor.name in spans:
+            offset, length = spans[tensor.name]
+            numbers = np.fromfile(model, "<f4", length // 4, offset=offset)
+        elif tensor.data_type == _FLOAT and len(tensor.raw_data) > _SMALL:
+            numbers = np.frombuffer(tensor.raw_data, "<f4")
+        else:
+            continue
+        weights[tensor.name] = numbers.reshape(tuple(tensor.dims))
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+        tensor.external_data.add(key="location", value=_WEIGHTS)
+    return found, weights
