@@ -147,11 +147,12 @@ class _Tap:
         """Sums up some samples, of which outputs are given by name ``[n, numbers of each]``."""
         parts = {part: tables[output] for part, output in self.parts.items()}
         highs = parts["high"]
-        lows = parts["low"] if "low" in parts else -parts["turned"] if "turned" in parts else np.zeros_like(highs)
+        lows = parts["low"] if "low" in parts else -parts["turned"] if "turned" in parts else np.zeros((len(highs), 1), np.float32)
         ends = lows.min(axis=1), highs.max(axis=1)
         if not self.by_channel:
             return Seen(*ends, parts.get("values"))
-        return Seen(*ends, parts.get("values"), lows.min(axis=0), highs.max(axis=0), parts["mean"].mean(axis=0))
+        least = np.broadcast_to(lows.min(axis=0), highs.shape[1:])
+        return Seen(*ends, parts.get("values"), least, highs.max(axis=0), parts["mean"].mean(axis=0))
 
 
 class _Joins:

@@ -204,14 +204,21 @@ def _observed(seen: Seen, known: Observed | None, groups: np.ndarray) -> Observe
     low, high = float(seen.low.min()), float(seen.high.max())
     average_low = _moved(known.average_low if known else None, seen.low)
     average_high = _moved(known.average_high if known else None, seen.high)
-    found = Observed(low, high, average_low, average_high, samples=len(seen.low))
-    if seen.values is not None:
-        found = _counted(found, seen.values, (min(low, known.low), max(high, known.high)) if known else (low, high))
     lows, highs = np.full(GROUPS, np.inf, np.float32), np.full(GROUPS, -np.inf, np.float32)
     np.minimum.at(lows, groups, seen.low)
     np.maximum.at(highs, groups, seen.high)
-    found = replace(found, group_low=lows, group_high=highs)
-    return replace(found, channel_low=seen.channel_low, channel_high=seen.channel_high, channel_mean=seen.channel_mean)
+    found = Observed(
+        *(low, high, average_low, average_high),
+        samples=len(seen.low),
+        channel_low=seen.channel_low,
+        channel_high=seen.channel_high,
+        channel_mean=seen.channel_mean,
+        group_low=lows,
+        group_high=highs,
+    )
+    if seen.values is None:
+        return found
+    return _counted(found, seen.values, (min(low, known.low), max(high, known.high)) if known else (low, high))
 
 
 def _moved(average: float | None, ends: np.ndarray) -> float:
