@@ -176,8 +176,7 @@ class Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        if self._convolves:
-            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         try:
             values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self._weights.items()}
             options.add_external_initializers(list(values), list(values.values()))
