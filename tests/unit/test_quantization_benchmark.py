@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+import wave
 
 import numpy as np
 import pytest
 
 from benchmarks.quantization import __main__ as runner
-from benchmarks.quantization import cases
+from benchmarks.quantization import cases, keywords
 from benchmarks.quantization.verdict import judge, together
 
 
@@ -82,3 +83,23 @@ def test_a_maker_that_takes_too_long_leaves_no_process(tmp_path, monkeypatch):
     assert runner._made("ours, static", tmp_path / "a.onnx", tmp_path, tmp_path / "out.onnx")["reason"] == "not done after 0.5 s"
     time.sleep(2.5)
     assert not (tmp_path / "late").exists()
+
+
+def test_spoken_words_are_told_as_tensorflow_tells_them(tmp_path):
+    """The features of MLPerf Tiny's reference, by TensorFlow's own operators."""
+    tf = pytest.importorskip("tensorflow")
+    sound = (6000 * np.sin(np.arange(16_000) ** 1.5 / 900) * np.linspace(0, 1, 16_000)).astype(np.int16)
+    for word, length in (("stop", 16_000), ("tree", 12_000)):
+        (tmp_path / word).mkdir()
+        with wave.open(str(tmp_path / word / "one.wav"), "wb") as stream:
+            stream.setparams((1, 2, 16_000, 0, "NONE", ""))
+            stream.writeframes(sound[:length].tobytes())
+    found = keywords.load(tmp_path)
+    assert found["label"].tolist() == [keywords.KEYWORDS.index("stop"), keywords.KEYWORDS.index("unknown")]
+    filters = tf.signal.linear_to_mel_weight_matrix(40, 257, 16_000, 20.0, 4000.0)
+    for row, length in zip(found["input_1"], (16_000, 12_000), strict=True):
+        signal = sound[:length] / np.abs(sound[:length]).max()
+        spectrum = tf.abs(tf.signal.stft(np.pad(signal, (0, 16_000 - length)).astype(np.float32), 480, 320, 512))
+        expected = tf.signal.mfccs_from_log_mel_spectrograms(tf.math.log(spectrum @ filters + 1e-6))[:, :10]
+        assert row.shape == (49, 10, 1)
+        np.testing.assert_allclose(row[..., 0], expected, atol=2e-3)
