@@ -470,3 +470,11 @@ def test_compiled_programs_are_quantized_from_what_they_were_made_of():
         with pytest.raises(NoRoute, match=r"pte files are quantized from the \.pt2 program"):
             quantizing.quantize(model, "pte", "static_wi8_ai8", recipe, samples, program=other)
     assert "program" not in quantizing.quantize(model, "onnx", "static_wi8_ai8", recipe, samples, program=("pt2", program)).needs
+
+
+def test_what_chooses_by_time_runs_alone():
+    recipe, model, samples = load_recipe("image-classification"), Need("convert:onnx", "model.onnx"), Need("calibration", "calibration")
+    runs = quantizing.Repair(Need("search", "search"), plugins.get("runtimes", "onnxruntime"), 1, "image-classification", "logits", None, ())
+    assert quantizing.quantize(model, "onnx", "auto", recipe, samples, repair=runs).exclusive
+    assert not quantizing.quantize(model, "onnx", "auto", recipe, samples).exclusive
+    assert not quantizing.quantize(model, "onnx", "static_wi8_ai8", recipe, samples, repair=runs).exclusive

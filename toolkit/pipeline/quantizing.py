@@ -108,6 +108,7 @@ def quantize(
         derived={"output": repair.output} if repair and isinstance(repair.output, Fact) else {},
         plugins=tuple({one.name: one for one in used}.values()),
         checks=(audit(format, None if scheme == AUTO else scheme),),
+        exclusive=scheme == AUTO and repair is not None,  # it chooses by time, too
         resumable=True,
     )
 
