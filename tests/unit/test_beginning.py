@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from toolkit.errors import StageFailed
-from toolkit.quantization import beginning
+from toolkit.quantization import beginning, stage
+from toolkit.quantization.auto import Choice
 from toolkit.quantization.workshop import State
 
 STATE = State(Path("float"), "static_wi8_ai8")
@@ -56,3 +57,17 @@ def test_a_file_that_cannot_be_made_is_passed_over(quicken):
 
 def test_a_quantizer_that_keeps_nothing_float_is_left_alone(quicken):
     assert quicken({0: 1.4}, keeps_float=False).layers == ()
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (beginning.Beginning((), 1.17, 1.17), "convolutions; int8 is not faster here, it takes 1.17 of the float model's time"),
+        (beginning.Beginning((), 0.9, 0.9), "convolutions"),
+        (beginning.Beginning(("conv",), 1.4, 0.9), "convolutions; with the first layer in float 0.90 of the float model's time instead of 1.40"),
+    ],
+)
+def test_a_file_that_stays_slower_than_float_is_called_so(monkeypatch, found, told):
+    monkeypatch.setattr(stage, "quicken", lambda *_: found)
+    chosen, state = stage._quicker(None, None, STATE, None, Choice("static_wi8_ai8", "convolutions"))
+    assert (chosen.why, state.keep_float) == (told, found.layers)

@@ -107,7 +107,8 @@ def _quicker(workshop: Workshop, search: Search, state: State, contents: Content
     except (InputRejected, StageFailed):  # what cannot be made is for the ladder
         return chosen, state
     if not found.layers:
-        return chosen, state
+        slow = f"; int8 is not faster here, it takes {found.before:.2f} of the float model's time" if found.before > 1 else ""
+        return replace(chosen, why=chosen.why + slow), state
     why = f"{chosen.why}; with {_first(len(found.layers))} in float {found.after:.2f} of the float model's time instead of {found.before:.2f}"
     return replace(chosen, why=why), replace(state, keep_float=found.layers)
 
